@@ -1,0 +1,44 @@
+# make run           serve config/proxy.yaml on port 5000
+# make test          every hermetic test
+# make check         ruff, mypy, import-linter and the tests
+# make test-clients  the real clients and registries (root, Debian 12, Go); installs them first
+# make clean         remove the environment; the cache stays
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test check test-clients install-clients clean
+
+run: .venv/.made
+	$(BIN)/pullthrough serve --config config/proxy.yaml
+
+test: .venv/.made-dev
+	$(BIN)/pytest -q
+
+check: .venv/.made-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q
+
+test-clients: .venv/.made-dev install-clients
+	$(BIN)/pytest -q --override-ini addopts= tests/clients
+
+install-clients:
+	bash tests/clients/install.sh
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# A stamp each, so that the second run starts at once: the environment is made again when pyproject.toml changes.
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.made: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install -q --disable-pip-version-check -e .
+	touch $@
+
+.venv/.made-dev: .venv/.made
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	touch $@

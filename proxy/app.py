@@ -1,0 +1,175 @@
+"""The composition root: settings → objects → listeners. Nothing happens at import.
+
+The order of life: the cache directory is locked, the stores opened, the pools made, then the listeners opened; the end
+runs backwards. SIGTERM turns readiness first, keeps answering until nothing runs or `shutdown_timeout` has passed, and
+then closes; a second signal does not wait.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import ssl
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from proxy.cache.ask import Circuits, Records, Rights
+from proxy.cache.blobs import Blobs
+from proxy.cache.manifests import Manifests
+from proxy.cache.tags import Lists
+from proxy.policy.registry import Registries
+from proxy.server.admin import Admin
+from proxy.server.handlers import Handlers
+from proxy.server.house import House, lifetimes_table
+from proxy.server.listener import Listener
+from proxy.settings import Settings
+from proxy.storage.directory import open_directory
+from proxy.storage.disk import DiskBlobs
+from proxy.storage.metadata import DiskcacheMetadata
+from proxy.telemetry.events import Event, RequestFinished
+from proxy.telemetry.lag import watch_loop_lag
+from proxy.telemetry.logs import log_access
+from proxy.telemetry.metrics import Metrics
+from proxy.upstream.client import Upstream
+
+_log = logging.getLogger("pullthrough")
+
+
+class StartError(Exception):
+    """The program cannot start. The message is one line for operators."""
+
+
+class Application:
+    """A running proxy. `start` it, wait, `close` it."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._metrics = Metrics()
+        self._stack = contextlib.AsyncExitStack()
+        self._draining = False
+        self._handlers: Handlers | None = None
+        self.listeners: list[Listener] = []
+        self.admin: Listener | None = None
+
+    async def start(self) -> None:
+        """Open everything, the listeners last.
+
+        Raises StorageError, ListenError or StartError, with nothing left open.
+        """
+        try:
+            house = await self._house()
+            self._handlers = Handlers(house, self._tell)
+            lag = asyncio.create_task(watch_loop_lag(self._tell), name="loop lag")
+            self._stack.push_async_callback(_end, lag)
+            await self._listen(self._handlers)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def drain(self) -> None:
+        """Turn readiness, and wait until no request runs, `shutdown_timeout` at most."""
+        self._draining = True
+        if self._handlers is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.shutdown_timeout):
+                    await self._handlers.idle()
+
+    async def close(self) -> None:
+        """Close everything, the listeners first."""
+        self._draining = True
+        await self._stack.aclose()
+
+    async def _house(self) -> House:
+        settings, clock, tell = self._settings, self._clock, self._tell
+        directory = await asyncio.to_thread(open_directory, settings.cache.directory)
+        self._stack.callback(directory.close)
+        store = DiskBlobs(directory, settings.cache.max_size, settings.cache.min_free, tell)
+        await store.start()
+        self._metrics.watch_cache(lambda: store.usage().bytes, lambda: store.usage().blobs)
+        metadata = DiskcacheMetadata(directory.metadata)
+        self._stack.push_async_callback(metadata.close)
+        await metadata.open()
+        upstreams = await self._upstreams()
+        records = Records(metadata, clock)
+        rights, circuits = Rights(records, clock), Circuits(clock)
+        manifests = Manifests(upstreams, records, rights, circuits, clock, tell)
+        blobs = Blobs(upstreams, store, records, rights, circuits, clock, tell)
+        lists = Lists(upstreams, records, rights, circuits, clock, tell)
+        for room in (manifests, blobs, lists):
+            self._stack.push_async_callback(room.close)
+        return House(
+            settings, Registries.of(settings.upstreams), lifetimes_table(settings), upstreams, manifests, blobs, lists,
+            directory.key,
+        )  # fmt: skip
+
+    async def _upstreams(self) -> dict[str, Upstream]:
+        upstreams = {}
+        for registry, settings in self._settings.upstreams.items():
+            upstream = Upstream(registry, settings, self._tell, self._clock)
+            self._stack.push_async_callback(upstream.close)
+            try:
+                await upstream.start()
+            except (OSError, ssl.SSLError) as error:
+                raise StartError(f"the ca of {registry} cannot be used: {settings.ca}: {error}") from error
+            upstreams[registry] = upstream
+        return upstreams
+
+    async def _listen(self, handlers: Handlers) -> None:
+        self.admin = Listener(self._settings.admin.address, Admin(self._metrics, self._not_ready).handle)
+        self._stack.push_async_callback(self.admin.close)
+        await self.admin.start()
+        for listen in self._settings.listen:
+            listener = Listener(listen.address, partial(handlers.handle, listen.address))
+            self._stack.push_async_callback(listener.close)
+            await listener.start()
+            self.listeners.append(listener)
+
+    def _not_ready(self) -> str | None:
+        if self._draining:
+            return "shutting down"
+        return None if self.listeners else "starting"
+
+    def _tell(self, event: Event) -> None:
+        self._metrics.record(event)
+        if isinstance(event, RequestFinished):
+            log_access(event)
+
+
+async def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Raises StorageError, ListenError or StartError where the start fails."""
+    stop = asyncio.Event()
+    now = asyncio.Event()
+
+    def signalled() -> None:
+        (now if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+    application = Application(settings)
+    await application.start()
+    try:
+        where = ", ".join(str(listener.address) for listener in application.listeners)
+        _log.info("serving on %s, admin on %s", where, settings.admin.address)
+        await stop.wait()
+        _log.info("shutting down: running bodies may end within %g s", settings.shutdown_timeout)
+        await _first(application.drain(), now.wait())
+    finally:
+        await application.close()
+    _log.info("stopped")
+
+
+async def _first(*waits: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of `waits` is over and end the others."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        await _end(task)
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

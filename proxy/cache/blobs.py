@@ -1,0 +1,315 @@
+"""Blobs: present, filling or absent; and who may be given them (DESIGN, sections 5 and 6).
+
+Invariants:
+- There is at most one fill for a digest (`_fills`); its task is owned here and ended by `close`.
+- A principal is served only with a proof for its repository and the blob's membership there, however the bytes came.
+- Trouble with the cache turns a request into a stream past it (`Uncacheable`), never into the client's error.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+from proxy.cache.ask import Ask, Circuits, Clock, Missing, Records, Rights
+from proxy.cache.fill import Fill, Uncacheable
+from proxy.cache.records import UNKNOWN_SIZE, MemberRecord, load_proof, member_key, proof_key
+from proxy.cache.singleflight import SingleFlight
+from proxy.oci.digest import Digest
+from proxy.policy.access import Proof, proof_counts, proof_counts_in_outage
+from proxy.policy.freshness import CacheState, Verdict
+from proxy.storage.base import BlobStore, StorageError, StoredBlob
+from proxy.telemetry.events import Tell
+from proxy.upstream.client import Call, Reply, Upstream
+from proxy.upstream.errors import (
+    UpstreamError,
+    UpstreamFailure,
+    UpstreamInvalid,
+    UpstreamMissing,
+    UpstreamRefused,
+    UpstreamRejected,
+)
+
+_log = logging.getLogger("pullthrough.cache")
+
+
+class BlobSource(Protocol):
+    """A body's bytes, in a file that holds them, or will."""
+
+    @property
+    def size(self) -> int:
+        """The whole blob's size in bytes."""
+        ...
+
+    @property
+    def file(self) -> BinaryIO:
+        """The file, shared with other readers: read at offsets only."""
+        ...
+
+    async def ready(self, position: int) -> int:
+        """Wait until the byte at `position` is in the file; gives the end of what is. Raises where it never comes."""
+        ...
+
+    async def close(self) -> None:
+        """The body is done, or its client left."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BlobAnswer:
+    """A blob's body for a client; whoever has it closes the source."""
+
+    source: BlobSource
+    verdict: Verdict
+
+
+class _Present:
+    """A finished blob as a source."""
+
+    def __init__(self, stored: StoredBlob) -> None:
+        self.size = stored.size
+        self.file = stored.file
+        self._stored = stored
+
+    async def ready(self, position: int) -> int:
+        return self.size
+
+    async def close(self) -> None:
+        self._stored.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """What is known of a principal's right to a blob."""
+
+    proof: Proof | None
+    member: MemberRecord | None
+
+
+class Blobs:
+    """The blobs of all registries."""
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        store: BlobStore,
+        records: Records,
+        rights: Rights,
+        circuits: Circuits,
+        clock: Clock,
+        tell: Tell,
+    ) -> None:
+        self._upstreams = upstreams
+        self._store = store
+        self._records = records
+        self._rights = rights
+        self._circuits = circuits
+        self._clock = clock
+        self._tell = tell
+        self._missing = Missing(clock)
+        self._fills: dict[Digest, Fill] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._vouching: SingleFlight[int] = SingleFlight("blob head")
+
+    async def open(self, ask: Ask, digest: Digest, from_start: bool) -> BlobAnswer:
+        """The blob for `ask`, from the cache or by a fill; `from_start`: the body will begin at offset 0.
+
+        Raises UpstreamError, or Uncacheable where the blob is to be streamed past the cache.
+        """
+        if self._is_here(digest):
+            verdict = await self._ensure_right(ask, digest)
+            stored = await self._open_stored(digest)
+            if stored is not None:
+                return BlobAnswer(_Present(stored), verdict)
+        return await self._open_filling(ask, digest, from_start)
+
+    async def head(self, ask: Ask, digest: Digest, from_records: bool) -> tuple[int, Verdict]:
+        """The blob's size, without a fill. `from_records`: what was recorded of it is enough, present or not."""
+        standing = await self._standing(ask, digest)
+        member = standing.member
+        known = member is not None and member.size != UNKNOWN_SIZE and (from_records or self._is_here(digest))
+        if known and member is not None and self._counts(ask, standing):
+            return member.size, self._hit(member)
+        try:
+            size = await self._vouch(ask, digest)
+        except UpstreamFailure:
+            if not known or member is None or not self._counts_in_outage(ask, standing):
+                raise
+            return member.size, self._hit(member)
+        return size, Verdict(CacheState.REVALIDATED if known else CacheState.MISS, 0.0)
+
+    @asynccontextmanager
+    async def past(self, ask: Ask, digest: Digest, range_header: str | None, follow: bool) -> AsyncIterator[Reply]:
+        """The upstream's own answer, past the cache; with `follow` False a redirect elsewhere is given back.
+
+        It is a proof and a membership like any other. Raises UpstreamError.
+        """
+        try:
+            async with self._direct(ask, digest, range_header, follow) as reply:
+                size = reply.content_length if reply.status == 200 else None
+                await self._rights.grant(ask, digest, "", size if size is not None else UNKNOWN_SIZE)
+                yield reply
+        except UpstreamError as error:
+            await self._learn(ask, digest, error)
+            raise
+
+    async def close(self) -> None:
+        """End all fills and wait for them."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._vouching.close()
+
+    # Fills.
+
+    async def _open_filling(self, ask: Ask, digest: Digest, from_start: bool) -> BlobAnswer:
+        while True:
+            fill = self._fills.get(digest)
+            own = fill is None or fill.error is not None
+            if fill is None or own:
+                self._raise_if_missing(ask, digest)
+                self._circuits.raise_if_hopeless(ask)
+                fill = self._start_fill(ask, digest)
+            try:
+                await fill.confirmed()
+            except UpstreamError:
+                if own or _same_rights(fill.ask, ask):
+                    raise
+                # Another principal's or repository's failure says nothing about this one: begin anew.
+                continue
+            reader = fill.reader(from_start)
+            try:
+                if not own:
+                    await self._ensure_right(ask, digest)
+            except BaseException:
+                await reader.close()
+                raise
+            return BlobAnswer(reader, Verdict(CacheState.MISS if own else CacheState.JOINED, 0.0))
+
+    def _start_fill(self, ask: Ask, digest: Digest) -> Fill:
+        fill = Fill(digest, ask, self._store, self._tell)
+        self._fills[digest] = fill
+        task = asyncio.get_running_loop().create_task(self._run_fill(fill), name=f"fill {digest}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return fill
+
+    async def _run_fill(self, fill: Fill) -> None:
+        ask, digest = fill.ask, fill.digest
+
+        async def grant(media_type: str, size: int) -> None:
+            self._circuits.succeeded(ask)
+            await self._rights.grant(ask, digest, media_type, size)
+
+        try:
+            await fill.run(self._direct(ask, digest, None), grant)
+        finally:
+            if self._fills.get(digest) is fill:
+                del self._fills[digest]
+        await self._learn(ask, digest, fill.error)
+        if fill.error is not None:
+            _log.warning("fill of %s from %s failed: %s", digest, ask.repository, fill.error)
+
+    async def _open_stored(self, digest: Digest) -> StoredBlob | None:
+        try:
+            return await self._store.open(digest)
+        except StorageError as error:
+            raise Uncacheable(str(error)) from error
+
+    def _is_here(self, digest: Digest) -> bool:
+        return digest in self._fills or self._store.holds(digest)
+
+    # Rights.
+
+    async def _standing(self, ask: Ask, digest: Digest) -> _Standing:
+        raw_proof, raw_member = await self._records.get(
+            proof_key(ask.principal, ask.repository), member_key(ask.repository, digest)
+        )
+        return _Standing(load_proof(raw_proof), MemberRecord.load(raw_member))
+
+    def _counts(self, ask: Ask, standing: _Standing) -> bool:
+        return standing.member is not None and proof_counts(standing.proof, self._clock(), ask.lifetimes)
+
+    def _counts_in_outage(self, ask: Ask, standing: _Standing) -> bool:
+        return standing.member is not None and proof_counts_in_outage(
+            standing.proof, ask.principal, self._clock(), ask.lifetimes
+        )
+
+    async def _ensure_right(self, ask: Ask, digest: Digest) -> Verdict:
+        """Make sure `ask` may have a blob that is here, asking the upstream by HEAD where that is not known.
+
+        Raises UpstreamError.
+        """
+        standing = await self._standing(ask, digest)
+        if standing.member is not None and self._counts(ask, standing):
+            return self._hit(standing.member)
+        try:
+            await self._vouch(ask, digest)
+        except UpstreamFailure:
+            if standing.member is None or not self._counts_in_outage(ask, standing):
+                raise
+            return self._hit(standing.member)
+        return Verdict(CacheState.REVALIDATED, 0.0)
+
+    def _hit(self, member: MemberRecord) -> Verdict:
+        return Verdict(CacheState.HIT, max(0.0, self._clock() - member.at))
+
+    async def _vouch(self, ask: Ask, digest: Digest) -> int:
+        """The upstream's word that the blob is in this repository, and its size; shared by all who want it."""
+        self._raise_if_missing(ask, digest)
+        self._circuits.raise_if_hopeless(ask)
+        key = (ask.principal.key, ask.repository, digest)
+        task, _ = self._vouching.start(key, lambda: self._ask_head(ask, digest))
+        return await asyncio.shield(task)
+
+    async def _ask_head(self, ask: Ask, digest: Digest) -> int:
+        try:
+            size = await self._size_upstream(ask, digest)
+        except UpstreamError as error:
+            await self._learn(ask, digest, error)
+            raise
+        self._circuits.succeeded(ask)
+        await self._rights.grant(ask, digest, "", size)
+        return size
+
+    async def _size_upstream(self, ask: Ask, digest: Digest) -> int:
+        call = Call("blob", "HEAD", ask.repository, ask.principal, f"blobs/{digest}")
+        try:
+            async with self._upstreams[ask.repository.registry].request(call) as reply:
+                if (size := reply.content_length) is not None:
+                    return size
+        except (UpstreamRefused, UpstreamRejected, UpstreamInvalid):
+            # ECR Public answers HEAD with 401, GHCR's signed addresses answer it with 403, where GET works.
+            pass
+        async with self._direct(ask, digest, "bytes=0-0") as reply:
+            total = reply.headers.get("Content-Range", "").rpartition("/")[2]
+            if reply.status == 206 and total.isdigit():
+                return int(total)
+            if reply.status == 200 and reply.content_length is not None:
+                return reply.content_length
+        raise UpstreamInvalid(f"{ask.repository.registry} does not say how long {digest} is")
+
+    def _direct(
+        self, ask: Ask, digest: Digest, range_header: str | None, follow: bool = True
+    ) -> AbstractAsyncContextManager[Reply]:
+        headers = {"Range": range_header} if range_header else {}
+        call = Call("blob", "GET", ask.repository, ask.principal, f"blobs/{digest}", headers=headers, follow=follow)
+        return self._upstreams[ask.repository.registry].request(call)
+
+    async def _learn(self, ask: Ask, digest: Digest, error: Exception | None) -> None:
+        if isinstance(error, UpstreamRefused):
+            await self._rights.refuse(ask)
+        elif isinstance(error, UpstreamMissing):
+            self._missing.remember(ask, str(digest), error.code)
+        elif isinstance(error, UpstreamFailure):
+            self._circuits.failed(ask, error)
+
+    def _raise_if_missing(self, ask: Ask, digest: Digest) -> None:
+        if (missing := self._missing.find(ask, str(digest))) is not None:
+            raise UpstreamMissing(f"{ask.repository} has no {digest}, as asked before", missing[1])
+
+
+def _same_rights(one: Ask, other: Ask) -> bool:
+    return one.repository == other.repository and one.principal.key == other.principal.key

@@ -1,0 +1,305 @@
+"""Manifests by tag and by digest (DESIGN, section 4).
+
+Invariants:
+- Nothing is stored under a digest that it does not have, and nothing is given to a principal without a proof for the
+  repository and the manifest's membership in it.
+- A tag's record changes only after the manifest it names was had, except where a HEAD asked for a tag nobody knew.
+- GET and HEAD are answered from the same record, so they agree.
+- All requests for one tag share one attempt; the attempt belongs to nobody who waits.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from proxy.cache.ask import Ask, Circuits, Clock, Missing, Records, Rights
+from proxy.cache.origin import Content, ManifestOrigin
+from proxy.cache.records import MemberRecord, TagRecord, load_proof, manifest_key, member_key, proof_key, tag_key
+from proxy.cache.singleflight import SingleFlight
+from proxy.oci.digest import Digest
+from proxy.oci.reference import TagOrDigest
+from proxy.policy.access import Proof, proof_counts, proof_counts_in_outage
+from proxy.policy.backoff import Reason
+from proxy.policy.freshness import CacheState, Freshness, Verdict, freshness
+from proxy.telemetry.events import StaleServed, Tell
+from proxy.upstream.client import HEAD_LIMIT, Upstream
+from proxy.upstream.errors import UpstreamFailure, UpstreamMissing, UpstreamRefused
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestAnswer:
+    """A manifest for a client; `body` is None where only its head was asked for."""
+
+    content: Content
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What an attempt found: the content, the tag's record where a tag was asked for, and how."""
+
+    content: Content
+    state: CacheState
+    record: TagRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the store knew before an attempt."""
+
+    proof: Proof | None
+    content: Content | None
+    record: TagRecord | None = None
+    freshness: Freshness = Freshness.EXPIRED
+
+
+class Manifests:
+    """The manifests of all registries."""
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        records: Records,
+        rights: Rights,
+        circuits: Circuits,
+        clock: Clock,
+        tell: Tell,
+    ) -> None:
+        self._origin = ManifestOrigin(upstreams, records, rights, tell)
+        self._records = records
+        self._rights = rights
+        self._circuits = circuits
+        self._clock = clock
+        self._tell = tell
+        self._missing = Missing(clock)
+        self._flights: SingleFlight[_Outcome] = SingleFlight("manifest")
+
+    async def get(self, ask: Ask, reference: TagOrDigest, want_body: bool) -> ManifestAnswer:
+        """The manifest that `reference` means for `ask`.
+
+        Raises UpstreamRefused, UpstreamMissing, UpstreamRejected or UpstreamFailure.
+        """
+        if isinstance(reference, Digest):
+            return await self._by_digest(ask, reference, want_body)
+        return await self._by_tag(ask, reference, want_body)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self._flights.close()
+
+    # By digest: immutable, so all that can be missing is the content, its membership or the proof.
+
+    async def _by_digest(self, ask: Ask, digest: Digest, want_body: bool) -> ManifestAnswer:
+        known = await self._know_digest(ask, digest, want_body)
+        now = self._clock()
+        if known.content is not None and proof_counts(known.proof, now, ask.lifetimes):
+            return _digest_answer(known.content, CacheState.HIT, now)
+        key = ("digest", ask.principal.key, ask.repository, digest, want_body)
+        try:
+            outcome, joined = await self._wait(
+                ask, str(digest), key, lambda: self._fetch_digest(ask, digest, want_body)
+            )
+        except UpstreamFailure:
+            if known.content is None or not proof_counts_in_outage(known.proof, ask.principal, now, ask.lifetimes):
+                raise
+            return _digest_answer(known.content, CacheState.HIT, now)
+        return _digest_answer(outcome.content, _shared(outcome.state, joined), self._clock())
+
+    async def _know_digest(self, ask: Ask, digest: Digest, want_body: bool) -> _Known:
+        raw_proof, raw_member, body = await self._records.get(
+            proof_key(ask.principal, ask.repository), member_key(ask.repository, digest), manifest_key(digest)
+        )
+        member = MemberRecord.load(raw_member)
+        return _Known(load_proof(raw_proof), _content(digest, member, body, want_body))
+
+    async def _fetch_digest(self, ask: Ask, digest: Digest, want_body: bool) -> _Outcome:
+        (body,) = await self._records.get(manifest_key(digest))
+        local = body if body is not None and digest.matches(body) else None
+        if local is not None or not want_body:
+            # The bytes are here, or not wanted: what is missing is the upstream's word, which a HEAD gives for free.
+            content = await self._origin.head(ask, digest)
+            if content.body is None and local is not None:
+                content = replace(content, body=local, size=len(local))
+            return _Outcome(content, CacheState.REVALIDATED if local is not None else CacheState.MISS)
+        return _Outcome(await self._origin.get(ask, digest), CacheState.MISS)
+
+    # By tag.
+
+    async def _by_tag(self, ask: Ask, tag: str, want_body: bool) -> ManifestAnswer:
+        known = await self._know_tag(ask, tag, want_body)
+        now = self._clock()
+        if (
+            known.record is not None
+            and known.content is not None
+            and known.freshness is Freshness.FRESH
+            and proof_counts(known.proof, now, ask.lifetimes)
+        ):
+            return self._tag_answer(ask, tag, _Outcome(known.content, CacheState.HIT, known.record))
+        usable = (
+            known.record is not None
+            and known.content is not None
+            and known.freshness is not Freshness.EXPIRED
+            and proof_counts_in_outage(known.proof, ask.principal, now, ask.lifetimes)
+        )
+        return await self._check(ask, tag, want_body, known, usable)
+
+    async def _know_tag(self, ask: Ask, tag: str, want_body: bool) -> _Known:
+        raw_tag, raw_proof = await self._records.get(
+            tag_key(ask.repository, tag), proof_key(ask.principal, ask.repository)
+        )
+        record = TagRecord.load(raw_tag)
+        if record is None:
+            return _Known(load_proof(raw_proof), None)
+        digest = Digest.parse(record.digest)
+        raw_member, body = await self._records.get(member_key(ask.repository, digest), manifest_key(digest))
+        lifetimes = ask.lifetimes
+        state = freshness(record.checked, self._clock(), lifetimes.ttl_of(tag), lifetimes.stale_if_error)
+        content = _content(digest, MemberRecord.load(raw_member), body, want_body)
+        return _Known(load_proof(raw_proof), content, record, state)
+
+    async def _check(self, ask: Ask, tag: str, want_body: bool, known: _Known, usable: bool) -> ManifestAnswer:
+        """Ask upstream about the tag; where that fails and what is known is `usable`, serve that as stale."""
+        # A HEAD that knows nothing costs no pull, so it must not be what a GET joins.
+        key = ("tag", ask.principal.key, ask.repository, tag, want_body and known.content is None)
+        circuit = self._circuits.failing(ask)
+        if usable and circuit is not None:
+            if circuit.until <= self._clock() and self._missing.find(ask, tag) is None:
+                # One probe a step goes out in the background. It is shared like any attempt and owned there.
+                self._flights.start(key, self._attempt(ask, tag, lambda: self._check_tag(ask, tag, want_body, known)))
+            return self._stale_answer(ask, tag, known, circuit.reason, attempted=False)
+        try:
+            outcome, joined = await self._wait(
+                ask, tag, key, lambda: self._check_tag(ask, tag, want_body, known), patient=not usable
+            )
+        except UpstreamFailure as failure:
+            if not usable:
+                raise
+            return self._stale_answer(ask, tag, known, failure.reason, attempted=True)
+        return self._tag_answer(ask, tag, replace(outcome, state=_shared(outcome.state, joined)))
+
+    async def _check_tag(self, ask: Ask, tag: str, want_body: bool, known: _Known) -> _Outcome:
+        record, now = known.record, self._clock()
+        if record is not None and known.content is None and known.freshness is Freshness.FRESH:
+            # A HEAD named this digest a while ago; a GET that named another one would contradict it.
+            outcome = _Outcome(await self._origin.get(ask, Digest.parse(record.digest)), CacheState.MISS, record)
+        elif record is None or known.content is None:
+            content = await (self._origin.get(ask, tag) if want_body else self._origin.head(ask, tag))
+            outcome = _Outcome(content, CacheState.MISS, TagRecord(str(content.digest), now, now))
+        else:
+            outcome = await self._revalidate(ask, tag, record, known.content, known.freshness)
+        if outcome.record is not None:
+            await self._records.put({tag_key(ask.repository, tag): outcome.record.dump()})
+        return outcome
+
+    async def _revalidate(self, ask: Ask, tag: str, record: TagRecord, content: Content, state: Freshness) -> _Outcome:
+        seen = await self._origin.head(ask, tag)
+        now = self._clock()
+        if str(seen.digest) == record.digest:
+            return _Outcome(content, CacheState.REVALIDATED, replace(record, checked=now, upstream_digest=None))
+        if state is Freshness.FRESH:
+            # Only the proof had lapsed. The tag stays what it is until its time ends, the same for every node; that
+            # it has moved on is told.
+            return _Outcome(content, CacheState.HIT, replace(record, upstream_digest=str(seen.digest)))
+        # By digest, and only because it changed: this is what counts against a rate limit.
+        moved = seen if seen.body is not None else await self._origin.get(ask, seen.digest)
+        return _Outcome(moved, CacheState.MISS, TagRecord(str(moved.digest), now, now))
+
+    # Attempts.
+
+    async def _wait(
+        self,
+        ask: Ask,
+        reference: str,
+        key: Hashable,
+        attempt: Callable[[], Coroutine[Any, Any, _Outcome]],
+        patient: bool = True,
+    ) -> tuple[_Outcome, bool]:
+        """The shared attempt's outcome. Who has a stale answer in hand waits `revalidate_timeout` only."""
+        if (missing := self._missing.find(ask, reference)) is not None:
+            raise UpstreamMissing(f"{ask.repository} has no {reference}, as asked before", missing[1])
+        self._circuits.raise_if_hopeless(ask)
+        flight, joined = self._flights.start(key, self._attempt(ask, reference, attempt))
+        try:
+            async with asyncio.timeout(HEAD_LIMIT if patient else ask.lifetimes.revalidate_timeout):
+                return await asyncio.shield(flight), joined
+        except TimeoutError as error:
+            failure = UpstreamFailure("timeout", f"{ask.repository.registry} did not answer in time")
+            self._circuits.failed(ask, failure)
+            raise failure from error
+
+    def _attempt(
+        self, ask: Ask, reference: str, attempt: Callable[[], Coroutine[Any, Any, _Outcome]]
+    ) -> Callable[[], Coroutine[Any, Any, _Outcome]]:
+        """`attempt`, and what its end teaches: about the upstream, the principal and the reference."""
+
+        async def run() -> _Outcome:
+            try:
+                outcome = await attempt()
+            except UpstreamRefused:
+                await self._rights.refuse(ask)
+                raise
+            except UpstreamMissing as error:
+                await self._gone(ask, reference, error)
+                raise
+            except UpstreamFailure as failure:
+                self._circuits.failed(ask, failure)
+                raise
+            self._circuits.succeeded(ask)
+            return outcome
+
+        return run
+
+    async def _gone(self, ask: Ask, reference: str, error: UpstreamMissing) -> None:
+        self._missing.remember(ask, reference, error.code)
+        (proof,) = await self._records.get(proof_key(ask.principal, ask.repository))
+        if proof is not None and ":" not in reference:
+            # Whoever may read the repository is told the truth: the tag is gone. To others a registry says 404 too.
+            await self._records.delete(tag_key(ask.repository, reference))
+
+    # Answers.
+
+    def _tag_answer(self, ask: Ask, tag: str, outcome: _Outcome) -> ManifestAnswer:
+        record = outcome.record
+        age = max(0.0, self._clock() - record.checked) if record is not None else 0.0
+        warning = None
+        if record is not None and record.upstream_digest is not None:
+            warning = f"{tag} is {record.upstream_digest} upstream by now; pin the digest to be sure of what runs"
+        ttl = ask.lifetimes.ttl_of(tag) - age
+        return ManifestAnswer(outcome.content, Verdict(outcome.state, age, ttl, warning=warning))
+
+    def _stale_answer(self, ask: Ask, tag: str, known: _Known, reason: Reason, attempted: bool) -> ManifestAnswer:
+        assert known.record is not None and known.content is not None  # noqa: S101 - what `usable` means
+        if known.freshness is Freshness.FRESH:
+            # Only the proof had lapsed, and while the upstream fails it counts on.
+            return self._tag_answer(ask, tag, _Outcome(known.content, CacheState.HIT, known.record))
+        self._tell(StaleServed(ask.repository.registry, reason))
+        age = max(0.0, self._clock() - known.record.checked)
+        verdict = Verdict(
+            CacheState.STALE,
+            age,
+            ask.lifetimes.ttl_of(tag) - age,
+            detail=f"stale-{reason}",
+            warning=f"{tag} was last checked {int(age)} s ago; the registry cannot be asked now ({reason})",
+            attempted=attempted,
+        )
+        return ManifestAnswer(known.content, verdict)
+
+
+def _content(digest: Digest, member: MemberRecord | None, body: bytes | None, want_body: bool) -> Content | None:
+    """The content as the store has it; None where membership, or a body that is wanted, is missing or damaged."""
+    if member is None:
+        return None
+    if not want_body:
+        return Content(digest, member.media_type, member.size, None, member.at)
+    if body is None or not digest.matches(body):
+        return None
+    return Content(digest, member.media_type, len(body), body, member.at)
+
+
+def _digest_answer(content: Content, state: CacheState, now: float) -> ManifestAnswer:
+    return ManifestAnswer(content, Verdict(state, max(0.0, now - content.at)))
+
+
+def _shared(state: CacheState, joined: bool) -> CacheState:
+    return CacheState.JOINED if joined and state is CacheState.MISS else state

@@ -1,0 +1,108 @@
+"""What the metadata store holds, and under which keys. JSON objects and manifests' bytes, nothing else.
+
+tag/<repository>:<tag>              which digest a tag has, since when, and when that was checked
+manifest/<digest>                   a manifest's bytes
+member/<repository>@<digest>        the upstream served this manifest or blob in this repository
+proof/<principal>/<repository>      the upstream answered this principal for this repository
+list/<kind>/<repository>?<query>    a list of tags or of referrers
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Repository
+from proxy.policy.access import Principal, Proof
+
+# Content that can be fetched again is forgotten when nobody stored or confirmed it for this long, in seconds.
+KEEP_CONTENT = 90 * 86400.0
+
+# The size of a member that the upstream redirected to, or answered a part of: it is there, and nobody said how long.
+UNKNOWN_SIZE = -1
+
+
+def tag_key(repository: Repository, tag: str) -> str:
+    return f"tag/{repository}:{tag}"
+
+
+def manifest_key(digest: Digest) -> str:
+    return f"manifest/{digest}"
+
+
+def member_key(repository: Repository, digest: Digest) -> str:
+    return f"member/{repository}@{digest}"
+
+
+def proof_key(principal: Principal, repository: Repository) -> str:
+    return f"proof/{principal.key}/{repository}"
+
+
+def list_key(kind: str, repository: Repository, query: str) -> str:
+    return f"list/{kind}/{repository}?{query}"
+
+
+class _Record:
+    """A frozen dataclass that is kept as JSON; what cannot be read (another version, a damaged row) is absent."""
+
+    def dump(self) -> bytes:
+        """As bytes for the store."""
+        return json.dumps(asdict(self)).encode()  # type: ignore[call-overload]
+
+    @classmethod
+    def load(cls, raw: bytes | None) -> Self | None:
+        """Out of the store's bytes, or None."""
+        if raw is None:
+            return None
+        try:
+            fields: dict[str, Any] = json.loads(raw)
+            return cls(**fields)
+        except (ValueError, TypeError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord(_Record):
+    """`fetched`: when the tag was first seen with this digest; `checked`: when the upstream last confirmed it.
+
+    `upstream_digest`: what the tag has upstream, where it is known to differ.
+    """
+
+    digest: str
+    fetched: float
+    checked: float
+    upstream_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRecord(_Record):
+    """Media type and size in bytes as the upstream answered them in this repository, at `at`."""
+
+    media_type: str
+    size: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ListRecord(_Record):
+    """A list of tags or referrers: the body as text, the query of its next page, and when it was fetched."""
+
+    media_type: str
+    body: str
+    fetched: float
+    next_query: str | None = None
+    filters_applied: str | None = None
+
+
+def dump_proof(proof: Proof) -> bytes:
+    """A proof as bytes for the store."""
+    return json.dumps(proof.at).encode()
+
+
+def load_proof(raw: bytes | None) -> Proof | None:
+    """A proof out of the store's bytes, or None."""
+    try:
+        at = json.loads(raw) if raw is not None else None
+    except ValueError:
+        return None
+    return Proof(float(at)) if isinstance(at, int | float) else None

@@ -1,0 +1,129 @@
+"""Lists: a repository's tags, a manifest's referrers. Kept like tags: for `tag_ttl`, longer while upstream fails."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from proxy.cache.ask import Ask, Circuits, Clock, Records, Rights
+from proxy.cache.records import ListRecord, list_key, load_proof, proof_key
+from proxy.cache.singleflight import SingleFlight
+from proxy.oci.manifest import OCI_INDEX, content_type_of
+from proxy.policy.access import proof_counts, proof_counts_in_outage
+from proxy.policy.freshness import CacheState, Freshness, Verdict, freshness
+from proxy.telemetry.events import StaleServed, Tell
+from proxy.upstream.client import Call, Reply, Upstream
+from proxy.upstream.errors import UpstreamFailure, UpstreamInvalid, UpstreamRefused
+
+# Nothing larger is held in memory; registries page long before.
+_LIST_LIMIT = 8 * 1024 * 1024
+
+_LINK = re.compile(r"<([^>]*)>([^<]*)")
+_NEXT = re.compile(r";\s*rel\s*=\s*(?:\"[^\"]*\bnext\b[^\"]*\"|next\b)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuestion:
+    """Which list: `path` is its place upstream after `/v2/<name>/`, `query` as upstream is to see it."""
+
+    kind: Literal["tags", "referrers"]
+    path: str
+    query: Mapping[str, str]
+
+
+class Lists:
+    """The lists of all registries."""
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        records: Records,
+        rights: Rights,
+        circuits: Circuits,
+        clock: Clock,
+        tell: Tell,
+    ) -> None:
+        self._upstreams = upstreams
+        self._records = records
+        self._rights = rights
+        self._circuits = circuits
+        self._clock = clock
+        self._tell = tell
+        self._flights: SingleFlight[ListRecord] = SingleFlight("list")
+
+    async def get(self, ask: Ask, question: ListQuestion) -> tuple[ListRecord, Verdict]:
+        """The list. Raises UpstreamError; a 404 is the upstream's own: an invented empty list would hide signatures."""
+        key = list_key(question.kind, ask.repository, f"{question.path}?{urlencode(sorted(question.query.items()))}")
+        raw_list, raw_proof = await self._records.get(key, proof_key(ask.principal, ask.repository))
+        record, proof, now = ListRecord.load(raw_list), load_proof(raw_proof), self._clock()
+        lifetimes = ask.lifetimes
+        state = Freshness.EXPIRED
+        if record is not None:
+            state = freshness(record.fetched, now, lifetimes.tag_ttl, lifetimes.stale_if_error)
+            if state is Freshness.FRESH and proof_counts(proof, now, lifetimes):
+                return record, self._verdict(ask, record, CacheState.HIT)
+        try:
+            self._circuits.raise_if_hopeless(ask)
+            task, joined = self._flights.start((ask.principal.key, key), lambda: self._fetch(ask, question, key))
+            fetched = await asyncio.shield(task)
+        except UpstreamFailure as failure:
+            usable = state is not Freshness.EXPIRED and proof_counts_in_outage(proof, ask.principal, now, lifetimes)
+            if record is None or not usable:
+                raise
+            self._tell(StaleServed(ask.repository.registry, failure.reason))
+            return record, self._verdict(ask, record, CacheState.STALE, f"stale-{failure.reason}")
+        return fetched, self._verdict(ask, fetched, CacheState.JOINED if joined else CacheState.MISS)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self._flights.close()
+
+    def _verdict(self, ask: Ask, record: ListRecord, state: CacheState, detail: str | None = None) -> Verdict:
+        age = max(0.0, self._clock() - record.fetched)
+        return Verdict(state, age, ask.lifetimes.tag_ttl - age, detail, attempted=True)
+
+    async def _fetch(self, ask: Ask, question: ListQuestion, key: str) -> ListRecord:
+        call = Call(
+            question.kind, "GET", ask.repository, ask.principal, question.path,
+            headers={"Accept": f"{OCI_INDEX}, application/json"}, query=question.query,
+        )  # fmt: skip
+        try:
+            async with self._upstreams[ask.repository.registry].request(call) as reply:
+                record = await self._record(ask, reply)
+        except UpstreamRefused:
+            await self._rights.refuse(ask)
+            raise
+        except UpstreamFailure as failure:
+            self._circuits.failed(ask, failure)
+            raise
+        self._circuits.succeeded(ask)
+        await self._records.put({key: record.dump()})
+        await self._rights.prove(ask)
+        return record
+
+    async def _record(self, ask: Ask, reply: Reply) -> ListRecord:
+        media_type = content_type_of(reply.headers.get("Content-Type", ""))
+        if not media_type.endswith("json"):
+            raise UpstreamInvalid(f"{ask.repository.registry} answered a list that is not JSON")
+        try:
+            body = (await reply.read(_LIST_LIMIT)).decode()
+        except UnicodeDecodeError as error:
+            raise UpstreamInvalid(f"{ask.repository.registry} answered a list that is not UTF-8") from error
+        return ListRecord(
+            media_type, body, self._clock(), next_query(reply.headers.getall("Link", [])),
+            reply.headers.get("OCI-Filters-Applied"),
+        )  # fmt: skip
+
+
+def next_query(links: list[str]) -> str | None:
+    """The query of the next page, out of Link headers (RFC 8288); None on the last page.
+
+    Only the query is taken: wherever upstream says its next page is, ours is at the same path as this one.
+    """
+    for target, parameters in _LINK.findall(", ".join(links)):
+        if _NEXT.search(parameters):
+            pairs = [(name, value) for name, value in parse_qsl(urlsplit(target).query) if name != "ns"]
+            return urlencode(pairs) if pairs else None
+    return None

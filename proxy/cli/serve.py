@@ -1,0 +1,57 @@
+"""`pullthrough serve`: run the proxy."""
+
+import asyncio
+import contextlib
+import logging
+import resource
+import sys
+from pathlib import Path
+
+import click
+
+from proxy import app
+from proxy.cli.config import CONFIG_OPTION, settings_or_exit
+from proxy.cli.warnings import configuration_warnings
+from proxy.server.listener import ListenError
+from proxy.settings import Address, Settings, parse_address
+from proxy.storage.base import StorageError
+from proxy.telemetry.logs import setup_logging
+
+
+def _listen_option(_context: click.Context, _option: click.Parameter, value: str | None) -> Address | None:
+    try:
+        return parse_address(value) if value is not None else None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command()
+@CONFIG_OPTION
+@click.option("--listen", callback=_listen_option, help="Listen here instead of where the file says.")
+def serve(config: Path, listen: Address | None) -> None:
+    """Run the proxy until SIGTERM."""
+    settings = settings_or_exit(config)
+    if listen is not None:
+        settings = _listening_on(settings, listen)
+    setup_logging(settings.log.level, settings.log.format, settings.log.access)
+    log = logging.getLogger("pullthrough")
+    _raise_open_file_limit()
+    for warning in configuration_warnings(settings):
+        log.warning("%s", warning)
+    try:
+        asyncio.run(app.serve(settings))
+    except (StorageError, ListenError, app.StartError) as error:
+        log.error("%s", error)
+        sys.exit(1)
+
+
+def _listening_on(settings: Settings, address: Address) -> Settings:
+    return settings.model_copy(update={"listen": (settings.listen[0].model_copy(update={"address": address}),)})
+
+
+def _raise_open_file_limit() -> None:
+    """Take what the system would give anyway: the soft limit is often 1,024, and the hard one far above."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

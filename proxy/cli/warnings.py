@@ -1,0 +1,39 @@
+"""What is surely not meant in a configuration that could be started all the same."""
+
+import resource
+from collections.abc import Iterator
+
+from proxy.settings import Settings
+
+# Connections of clients, and the file that each of them reads, beside those to upstreams.
+_FILES_FOR_CLIENTS = 2048
+
+
+def configuration_warnings(settings: Settings) -> Iterator[str]:
+    """One line each: what, and what to do about it."""
+    yield from _unused_credentials(settings)
+    if not any(upstream.default for upstream in settings.upstreams.values()):
+        yield "no upstream is the default: clients that name no registry (Docker's older store) get 404"
+    if settings.clusters[-1].match is not None:
+        yield "every cluster has a match: clients that fit none get 403"
+    if not settings.admin.address.is_loopback and settings.admin.token_file is None:
+        yield "the admin listener is not on loopback: /metrics, /healthz and /readyz are open to whoever reaches it"
+    yield from _open_files(settings)
+
+
+def _unused_credentials(settings: Settings) -> Iterator[str]:
+    for name, upstream in settings.upstreams.items():
+        users = [
+            cluster.name
+            for cluster in settings.clusters
+            if cluster.credentials is True and (cluster.upstreams is None or name in cluster.upstreams)
+        ]
+        if upstream.credentials is not None and not users:
+            yield f"upstreams.{name}.credentials is used by no cluster: set `credentials: true` in one"
+
+
+def _open_files(settings: Settings) -> Iterator[str]:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    need = _FILES_FOR_CLIENTS + 2 * sum(upstream.max_connections for upstream in settings.upstreams.values())
+    if limit != resource.RLIM_INFINITY and limit < need:
+        yield f"the open-file limit is {limit}; at least {need} is advised (ulimit -n, LimitNOFILE=)"

@@ -1,0 +1,100 @@
+"""Manifests and indexes: media types, descriptors, and what a body must satisfy before it is believed."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+# What the proxy asks of every upstream, whatever its client asked for: an entry is shared by clients that send
+# different Accept headers, and a registry that is sent less may convert or refuse.
+ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*"))
+
+# At least this must pass (distribution-spec, "Pushing manifests"); nothing larger is taken from an upstream.
+MAX_MANIFEST_SIZE = 4 * 1024 * 1024
+
+
+class ManifestInvalid(ValueError):
+    """A body that is not a manifest the proxy would hand on. The message says why, in words of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What a manifest lists: media type, digest (unparsed: another's word) and size in bytes."""
+
+    media_type: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest's media type and everything it lists, in its own order."""
+
+    media_type: str
+    children: tuple[Descriptor, ...]
+
+
+def content_type_of(header: str) -> str:
+    """The media type of a Content-Type header, without parameters (distribution-spec: it MUST have none)."""
+    return header.partition(";")[0].strip().lower()
+
+
+def parse_manifest(body: bytes, content_type: str) -> Manifest:
+    """Check `body` as it was answered under `content_type` and give its media type and children.
+
+    Raises ManifestInvalid for what is not a JSON object, for a `mediaType` that contradicts the header, and for a
+    document that is an index and an image at once (CVE-2021-41190).
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ManifestInvalid("the manifest is not JSON") from error
+    if not isinstance(document, dict):
+        raise ManifestInvalid("the manifest is not a JSON object")
+    if "manifests" in document and ("layers" in document or "config" in document):
+        raise ManifestInvalid("the manifest is an index and an image at once")
+    return Manifest(_media_type(document, content_type_of(content_type)), tuple(_children(document)))
+
+
+def _media_type(document: dict[str, Any], content_type: str) -> str:
+    own = document.get("mediaType")
+    if own is not None and not isinstance(own, str):
+        raise ManifestInvalid("the manifest's mediaType is not a string")
+    # Some registries serve every manifest as JSON; then the document itself has the last word.
+    if content_type in {"", "application/json", "application/octet-stream", "text/plain"}:
+        return own or _guess(document)
+    if content_type == "text/html":
+        raise ManifestInvalid("the manifest was answered as text/html")
+    if own is not None and own.lower() != content_type:
+        raise ManifestInvalid("the manifest's mediaType differs from its Content-Type")
+    return content_type
+
+
+def _guess(document: dict[str, Any]) -> str:
+    if "manifests" in document:
+        return OCI_INDEX
+    if document.get("schemaVersion") == 1:
+        return DOCKER_SCHEMA1
+    return OCI_MANIFEST
+
+
+def _children(document: dict[str, Any]) -> Iterator[Descriptor]:
+    """Descriptors in their order; what is malformed is left out, since nothing is ever believed on their word."""
+    listed = [document.get("config"), *_list(document, "layers"), *_list(document, "manifests")]
+    for entry in listed:
+        if not isinstance(entry, dict):
+            continue
+        digest, size = entry.get("digest"), entry.get("size")
+        if isinstance(digest, str) and isinstance(size, int):
+            yield Descriptor(str(entry.get("mediaType", "")), digest, size)
+
+
+def _list(document: dict[str, Any], key: str) -> list[Any]:
+    value = document.get(key)
+    return value if isinstance(value, list) else []

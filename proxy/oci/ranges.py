@@ -1,0 +1,35 @@
+"""One byte range of a blob (RFC 9110, section 14), as registries' clients use it."""
+
+import re
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
+
+
+class RangeUnsatisfiable(Exception):
+    """The range starts past the end, or asks for nothing: 416 with `Content-Range: bytes */size`."""
+
+
+def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """The half-open (start, stop) that a Range header means in a body of `size` bytes; None: the whole body.
+
+    `a-b`, `a-` and `-n`, clamped to the end. Anything else (several ranges, other units, garbage) is ignored, which
+    the RFC allows and zstd:chunked pulls take well. Raises RangeUnsatisfiable.
+    """
+    match = _RANGE.fullmatch(header.strip().replace(" ", "")) if header else None
+    if match is None or match[1] == match[2] == "":
+        return None
+    if size == 0:
+        # No range of an empty blob can be satisfied, and every client means the whole of it.
+        return None
+    if match[1] == "":
+        suffix = int(match[2])
+        if suffix == 0:
+            raise RangeUnsatisfiable
+        return max(0, size - suffix), size
+    start = int(match[1])
+    stop = int(match[2]) + 1 if match[2] else size
+    if stop <= start:
+        return None
+    if start >= size:
+        raise RangeUnsatisfiable
+    return start, min(stop, size)

@@ -1,0 +1,115 @@
+"""method + path + query → a frozen route value: everything a request of the distribution API can mean.
+
+Parsed once, at the edge. The path is percent-decoded exactly once and then held against the grammar, so `..`,
+`%2e%2e`, empty components and control characters end here.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from proxy.oci.digest import Digest
+from proxy.oci.errors import OCIError
+from proxy.oci.reference import TagOrDigest, parse_name, parse_tag_or_digest
+
+MAX_PATH_LENGTH = 1024
+MAX_QUERY_VALUE_LENGTH = 1024
+
+_SHAPE = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags)/(?P<rest>[^/]*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """`GET /v2/`: does a registry answer here?"""
+
+    kind = "ping"
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRoute:
+    """`GET|HEAD /v2/<name>/manifests/<tag or digest>`."""
+
+    name: str
+    reference: TagOrDigest
+    kind = "manifest"
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRoute:
+    """`GET|HEAD /v2/<name>/blobs/<digest>`."""
+
+    name: str
+    digest: Digest
+    kind = "blob"
+
+
+@dataclass(frozen=True, slots=True)
+class TagsRoute:
+    """`GET /v2/<name>/tags/list?n=&last=`; `n` and `last` as the client wrote them, None where it did not."""
+
+    name: str
+    n: str | None
+    last: str | None
+    kind = "tags"
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The query as upstream is to see it."""
+        return {key: value for key, value in (("n", self.n), ("last", self.last)) if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class ReferrersRoute:
+    """`GET /v2/<name>/referrers/<digest>?artifactType=`."""
+
+    name: str
+    digest: Digest
+    query_items: tuple[tuple[str, str], ...]
+    kind = "referrers"
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The query as upstream is to see it: all but `ns`, since registries page referrers in ways of their own."""
+        return dict(self.query_items)
+
+
+Route = Ping | ManifestRoute | BlobRoute | TagsRoute | ReferrersRoute
+
+
+def parse_route(method: str, raw_path: str, query: Mapping[str, str]) -> Route:
+    """The route of a request. `raw_path` is still percent-encoded, `query` is decoded.
+
+    Raises OCIError: 404 outside `/v2/`; 405 UNSUPPORTED for what the proxy does not do under it; 400 for names, tags
+    and digests off the grammar.
+    """
+    if len(raw_path) > MAX_PATH_LENGTH:
+        raise OCIError("NAME_INVALID", f"the path is longer than {MAX_PATH_LENGTH} characters", status=414)
+    path = unquote(raw_path, errors="replace")
+    if path in {"/v2", "/v2/"}:
+        return _readable(method, Ping())
+    if not path.startswith("/v2/"):
+        raise OCIError("UNSUPPORTED", "there is nothing outside /v2/", status=404)
+    shape = _SHAPE.fullmatch(path)
+    if shape is None or (shape["kind"] == "tags" and shape["rest"] != "list"):
+        raise OCIError("UNSUPPORTED", "this proxy serves manifests, blobs, tags and referrers")
+    return _readable(method, _route(shape["kind"], parse_name(shape["name"]), shape["rest"], query))
+
+
+def _route(kind: str, name: str, rest: str, query: Mapping[str, str]) -> Route:
+    if kind == "manifests":
+        return ManifestRoute(name, parse_tag_or_digest(rest))
+    if kind == "blobs":
+        return BlobRoute(name, Digest.parse(rest))
+    if any(len(value) > MAX_QUERY_VALUE_LENGTH for value in query.values()):
+        raise OCIError("UNSUPPORTED", "a value in the query is too long", status=400)
+    if kind == "tags":
+        return TagsRoute(name, query.get("n"), query.get("last"))
+    items = tuple(sorted((key, value) for key, value in query.items() if key != "ns"))
+    return ReferrersRoute(name, Digest.parse(rest), items)
+
+
+def _readable(method: str, route: Route) -> Route:
+    if method == "GET" or (method == "HEAD" and not isinstance(route, TagsRoute | ReferrersRoute)):
+        return route
+    raise OCIError("UNSUPPORTED", "this proxy only serves pulls", headers={"Allow": "GET, HEAD"})

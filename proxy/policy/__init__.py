@@ -1,0 +1,1 @@
+"""Decisions: pure functions over frozen values, the time passed in. Nothing here waits, reads or writes."""

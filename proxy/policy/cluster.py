@@ -1,0 +1,70 @@
+"""Which cluster is this client? The first in the file whose `match` fits; one without `match` fits everybody."""
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proxy.settings import Address, ClusterSettings, MatchSettings
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """What is known of who asks: its address (None on a Unix socket), the Host it named and where it came in."""
+
+    address: IPAddress | None
+    host: str
+    listener: Address
+
+
+def parse_ip(text: str) -> IPAddress | None:
+    """An IP address out of `text`; IPv4 that came in as IPv6 (`::ffff:10.0.0.1`) is IPv4 again. None if it is none."""
+    try:
+        address = ipaddress.ip_address(text.strip().partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def client_address(peer: str, forwarded_for: str, trusted: Sequence[Network]) -> IPAddress | None:
+    """The client's address: the peer's, or what trusted proxies say in X-Forwarded-For, read from the right.
+
+    The right-most address that is not itself a trusted proxy counts; everything left of it is only the client's word.
+    """
+    address = parse_ip(peer)
+    for claimed in reversed(forwarded_for.split(",") if forwarded_for else []):
+        if address is None or not _within(address, trusted):
+            break
+        claim = parse_ip(claimed)
+        if claim is None:
+            break
+        address = claim
+    return address
+
+
+def host_without_port(host: str) -> str:
+    """`proxy.internal:5000` → `proxy.internal`, `[::1]:5000` → `::1`."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    name, _, port = host.rpartition(":")
+    return name if name and port.isdigit() and ":" not in name else host
+
+
+def select_cluster(clusters: Sequence[ClusterSettings], client: Client) -> ClusterSettings | None:
+    """The cluster of `client`; None where none fits (the client is then refused)."""
+    return next((cluster for cluster in clusters if cluster.match is None or _fits(cluster.match, client)), None)
+
+
+def _fits(match: MatchSettings, client: Client) -> bool:
+    if match.networks and (client.address is None or not _within(client.address, match.networks)):
+        return False
+    if match.hosts and not {client.host, host_without_port(client.host)} & {host.lower() for host in match.hosts}:
+        return False
+    return not match.listeners or client.listener in match.listeners
+
+
+def _within(address: IPAddress, networks: Sequence[Network]) -> bool:
+    return any(address in network for network in networks if network.version == address.version)

@@ -1,0 +1,72 @@
+"""Which registry does this request mean? (DESIGN, section 3.)
+
+First match wins: the `ns` query; the Host, as it is and then without its port; the first path component; the upstream
+marked `default`. A leading path component that names the chosen registry is stripped, whichever rule chose it:
+BuildKit sends both the prefix and `ns`.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from proxy.oci.errors import OCIError
+from proxy.oci.reference import Repository
+from proxy.policy.cluster import host_without_port
+from proxy.settings import UpstreamSettings
+
+_DOCKER_HUB = "docker.io"
+
+
+@dataclass(frozen=True, slots=True)
+class Registries:
+    """The configured registries: `names` maps every name and alias to the registry it names."""
+
+    names: Mapping[str, str]
+    default: str | None
+
+    @classmethod
+    def of(cls, upstreams: Mapping[str, UpstreamSettings]) -> "Registries":
+        names = {name: name for name in upstreams}
+        names |= {alias: name for name, upstream in upstreams.items() for alias in upstream.aliases}
+        default = next((name for name, upstream in upstreams.items() if upstream.default), None)
+        return cls(names, default)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request says about its registry: `ns` (None if it did not), the lower-case Host, the path's name."""
+
+    ns: str | None
+    host: str
+    name: str
+
+
+def choose_repository(registries: Registries, allowed: Collection[str] | None, asked: Asked) -> Repository:
+    """The repository `asked` means, at its registry.
+
+    Raises OCIError NAME_UNKNOWN (404) where no registry is meant, or one that is not configured or not among the
+    cluster's `allowed` (None: all); containerd then goes on to its next host.
+    """
+    registry = _registry(registries, asked)
+    if allowed is not None and registry not in allowed:
+        raise OCIError("NAME_UNKNOWN", f"the registry {registry} is not served to this cluster")
+    first, _, rest = asked.name.partition("/")
+    name = rest if rest and registries.names.get(first) == registry else asked.name
+    if registry == _DOCKER_HUB and "/" not in name:
+        name = f"library/{name}"
+    return Repository(registry, name)
+
+
+def _registry(registries: Registries, asked: Asked) -> str:
+    if asked.ns is not None:
+        registry = registries.names.get(asked.ns.lower())
+        if registry is None:
+            # The value is not repeated: it is the client's, of any length and content.
+            raise OCIError("NAME_UNKNOWN", "the registry named by ns is not configured on this proxy")
+        return registry
+    first = asked.name.partition("/")[0] if "/" in asked.name else ""
+    for name in (asked.host, host_without_port(asked.host), first):
+        if name in registries.names:
+            return registries.names[name]
+    if registries.default is None:
+        raise OCIError("NAME_UNKNOWN", "the request names no registry and no upstream is the default")
+    return registries.default

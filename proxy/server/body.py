@@ -1,0 +1,100 @@
+"""Bodies on their way out: files by sendfile, window by window, and streams piece by piece.
+
+Invariants:
+- asyncio's sendfile hands everything it is given to one blocking call, so it is given at most a window; a window that
+  is not in the page cache is read ahead in a thread first. The loop never waits for the disk.
+- A body that cannot be finished is cut with FIN, after everything before it was flushed: containerd resumes at the
+  offset after a FIN, not after a RST.
+"""
+
+import asyncio
+import errno
+import os
+
+from aiohttp import web
+
+from proxy.cache.blobs import BlobSource
+from proxy.cache.fill import Uncacheable
+from proxy.server.exchange import Exchange
+from proxy.upstream.client import Reply
+from proxy.upstream.errors import UpstreamError
+
+# asyncio's own event loop is what this relies on: uvloop has no sendfile.
+_WINDOW = 512 * 1024
+_PROBE_EVERY = 128 * 1024
+
+
+class BodyCut(ConnectionError):
+    """The body ended early and the connection with it. A ConnectionError, so that aiohttp ends quietly."""
+
+
+async def send_head(exchange: Exchange, response: web.StreamResponse) -> None:
+    """Send the head of a response whose body follows."""
+    await response.prepare(exchange.request)
+    exchange.status = response.status
+    exchange.head_sent = asyncio.get_running_loop().time()
+
+
+async def send_source(exchange: Exchange, source: BlobSource, start: int, stop: int) -> None:
+    """Send the bytes from `start` to `stop` of `source` after the head. Raises ConnectionError where that ends."""
+    loop = asyncio.get_running_loop()
+    position = start
+    while position < stop:
+        try:
+            end = min(await source.ready(position), stop, position + _WINDOW)
+        except (UpstreamError, Uncacheable) as error:
+            exchange.detail = "cut"
+            cut(exchange)
+            raise BodyCut(str(error)) from error
+        if not _in_page_cache(source.file.fileno(), position, end):
+            await asyncio.to_thread(_read_ahead, source.file.fileno(), position, end)
+        sent = await loop.sendfile(_transport(exchange), source.file, position, end - position)
+        exchange.bytes_sent += sent
+        position += sent
+        if not sent:
+            cut(exchange)
+            raise BodyCut("the file is shorter than its blob")
+
+
+async def send_reply(exchange: Exchange, response: web.StreamResponse, reply: Reply) -> None:
+    """Send an upstream's body as it arrives, kept nowhere."""
+    try:
+        async for piece in reply.pieces():
+            await response.write(piece)
+            exchange.bytes_sent += len(piece)
+    except UpstreamError as error:
+        exchange.detail = "cut"
+        cut(exchange)
+        raise BodyCut(str(error)) from error
+
+
+def cut(exchange: Exchange) -> None:
+    """End the connection with FIN, after what is buffered."""
+    transport = exchange.request.transport
+    if transport is not None:
+        transport.close()
+
+
+def _transport(exchange: Exchange) -> asyncio.WriteTransport:
+    transport = exchange.request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the client left")
+    return transport
+
+
+def _in_page_cache(descriptor: int, start: int, end: int) -> bool:
+    """Can the window be read without waiting for the disk? Looked at in a few places, without reading it."""
+    probe = [bytearray(1)]
+    for offset in (*range(start, end, _PROBE_EVERY), end - 1):
+        try:
+            os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in {errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL}:
+                return False
+            raise
+    return True
+
+
+def _read_ahead(descriptor: int, start: int, end: int) -> None:
+    """Bring the window into the page cache. Blocks."""
+    os.pread(descriptor, end - start, start)

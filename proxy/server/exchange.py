@@ -1,0 +1,61 @@
+"""One request and what becomes of it, as it walks from the listener to the access line."""
+
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from proxy.cache.ask import Ask
+from proxy.oci.route import Route
+from proxy.policy.cluster import Client
+from proxy.policy.freshness import CacheState
+from proxy.settings import ClusterSettings
+from proxy.telemetry.events import RequestFinished
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
+
+# What the access line says of a client that left before it was sent a head (nginx's number for it).
+CLIENT_LEFT = 499
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Filled in on the way; whatever is still empty at the end was not reached. Times are the loop's, in seconds."""
+
+    request: web.BaseRequest
+    client: Client
+    started: float
+    cluster: ClusterSettings | None = None
+    route: Route | None = None
+    ask: Ask | None = None
+    state: CacheState = CacheState.PASS
+    detail: str = ""
+    status: int = CLIENT_LEFT
+    bytes_sent: int = 0
+    head_sent: float | None = field(default=None)
+
+    @property
+    def registry(self) -> str:
+        """The registry's configured name; empty until it was chosen."""
+        return self.ask.repository.registry if self.ask is not None else ""
+
+    def finished(self, now: float) -> RequestFinished:
+        """What is told of this exchange once it is over."""
+        route, reference = self.route, ""
+        if route is not None:
+            reference = str(getattr(route, "reference", getattr(route, "digest", "")))
+        method = self.request.method
+        return RequestFinished(
+            client=str(self.client.address or ""),
+            cluster=self.cluster.name if self.cluster is not None else "",
+            registry=self.registry,
+            kind=route.kind if route is not None else "other",
+            method=method if method in _METHODS else "other",
+            repository=self.ask.repository.name if self.ask is not None else "",
+            reference=reference,
+            status=self.status,
+            cache=self.state.value,
+            detail=self.detail,
+            bytes_sent=self.bytes_sent,
+            first_byte_seconds=(self.head_sent if self.head_sent is not None else now) - self.started,
+            seconds=now - self.started,
+        )

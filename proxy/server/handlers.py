@@ -1,0 +1,194 @@
+"""The walk of one request: client → cluster → route → registry → principal → use case → response.
+
+Each step either adds to the exchange or raises; `respond` turns what was raised into HTTP.
+"""
+
+import asyncio
+from typing import assert_never
+
+from aiohttp import web
+
+from proxy.cache.ask import Ask
+from proxy.cache.fill import Uncacheable
+from proxy.oci.errors import OCIError
+from proxy.oci.ranges import RangeUnsatisfiable, parse_range
+from proxy.oci.route import BlobRoute, ManifestRoute, Ping, ReferrersRoute, TagsRoute, parse_route
+from proxy.policy.cluster import Client, client_address, select_cluster
+from proxy.policy.registry import Asked, choose_repository
+from proxy.server import passing
+from proxy.server.body import send_head, send_source
+from proxy.server.exchange import Exchange
+from proxy.server.house import House
+from proxy.server.lists import answer_list
+from proxy.server.respond import API_VERSION, error_response, oci_error, state_headers
+from proxy.settings import Address
+from proxy.telemetry.events import Tell
+
+_NO_CLUSTER = OCIError("DENIED", "this client belongs to no cluster of this proxy")
+_BLOB_TYPE = "application/octet-stream"
+
+
+class Handlers:
+    """Answers requests of the distribution API. `house` may be replaced by another one; requests keep theirs."""
+
+    def __init__(self, house: House, tell: Tell) -> None:
+        self.house = house
+        self._tell = tell
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no request runs."""
+        await self._idle.wait()
+
+    async def handle(self, listener: Address, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer `request`, which came in at `listener`; tell of it when it is over."""
+        loop = asyncio.get_running_loop()
+        exchange = Exchange(request, _client(self.house, listener, request), loop.time())
+        self._active += 1
+        self._idle.clear()
+        try:
+            return await self._answer(exchange)
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
+            self._tell(exchange.finished(loop.time()))
+
+    async def _answer(self, exchange: Exchange) -> web.StreamResponse:
+        try:
+            response = await self._walk(exchange)
+        except ConnectionError:
+            # The client left, or its body was cut: there is nobody to answer.
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer of the specification
+            response = error_response(oci_error(error, exchange), exchange)
+        if not response.prepared:
+            exchange.status = response.status
+            exchange.head_sent = asyncio.get_running_loop().time()
+            body = getattr(response, "body", None)
+            if isinstance(body, bytes) and exchange.request.method != "HEAD":
+                exchange.bytes_sent = len(body)
+        return response
+
+    async def _walk(self, exchange: Exchange) -> web.StreamResponse:
+        request, house = exchange.request, self.house
+        cluster = select_cluster(house.settings.clusters, exchange.client)
+        if cluster is None:
+            raise _NO_CLUSTER
+        exchange.cluster = cluster
+        query = request.rel_url.query
+        exchange.route = route = parse_route(request.method, request.rel_url.raw_path, query)
+        if isinstance(route, Ping):
+            return web.Response(body=b"{}", content_type="application/json", headers=API_VERSION)
+        asked = Asked(query.get("ns"), exchange.client.host, route.name)
+        repository = choose_repository(house.registries, cluster.upstreams, asked)
+        principal = house.principal(cluster, repository.registry, request.headers.get("Authorization", ""))
+        lifetimes = house.lifetimes[cluster.name, repository.registry]
+        exchange.ask = ask = Ask(repository, principal, lifetimes)
+        if principal.kind == "client":
+            # Until clients' own credentials are principals with proofs of their own, nothing cached is given to them
+            # and nothing they are given is kept.
+            return await passing.pass_through(exchange, house, ask, route)
+        match route:
+            case ManifestRoute():
+                return await self._manifest(exchange, ask, route)
+            case BlobRoute():
+                return await self._blob(exchange, ask, route)
+            case TagsRoute() | ReferrersRoute():
+                return await answer_list(exchange, house, ask, route)
+            case _:
+                assert_never(route)
+
+    async def _manifest(self, exchange: Exchange, ask: Ask, route: ManifestRoute) -> web.StreamResponse:
+        wants_body = exchange.request.method == "GET"
+        answer = await self.house.manifests.get(ask, route.reference, wants_body)
+        content = answer.content
+        headers = state_headers(exchange, answer.verdict) | {
+            "Content-Type": content.media_type,
+            "Content-Length": str(content.size),
+            "Docker-Content-Digest": str(content.digest),
+            "ETag": f'"{content.digest}"',
+        }
+        if content.body is None or not wants_body:
+            return await _head_only(exchange, headers)
+        return web.Response(body=content.body, headers=headers)
+
+    async def _blob(self, exchange: Exchange, ask: Ask, route: BlobRoute) -> web.StreamResponse:
+        assert exchange.cluster is not None  # noqa: S101 - chosen before the registry
+        cached = exchange.cluster.mode == "transparent"
+        if exchange.request.method == "HEAD":
+            size, verdict = await self.house.blobs.head(ask, route.digest, from_records=not cached)
+            headers = state_headers(exchange, verdict) | _blob_headers(route, size)
+            return await _head_only(exchange, headers)
+        if not cached:
+            return await passing.redirect_blob(exchange, self.house, ask, route)
+        try:
+            return await self._cached_blob(exchange, ask, route)
+        except Uncacheable:
+            return await passing.stream_blob(exchange, self.house, ask, route)
+
+    async def _cached_blob(self, exchange: Exchange, ask: Ask, route: BlobRoute) -> web.StreamResponse:
+        range_header = _range_header(exchange.request, route)
+        answer = await self.house.blobs.open(ask, route.digest, range_header is None or _starts_at_zero(range_header))
+        source = answer.source
+        try:
+            try:
+                span = parse_range(range_header, source.size)
+            except RangeUnsatisfiable:
+                raise OCIError(
+                    "RANGE_INVALID",
+                    "the range starts past the end",
+                    headers={"Content-Range": f"bytes */{source.size}"},
+                ) from None
+            start, stop = span or (0, source.size)
+            headers = state_headers(exchange, answer.verdict) | _blob_headers(route, stop - start)
+            if span is not None:
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{source.size}"
+            response = web.StreamResponse(status=206 if span is not None else 200, headers=headers)
+            await send_head(exchange, response)
+            await send_source(exchange, source, start, stop)
+            await response.write_eof()
+            return response
+        finally:
+            await source.close()
+
+
+async def _head_only(exchange: Exchange, headers: dict[str, str]) -> web.StreamResponse:
+    """A head whose Content-Length is that of a body that is not sent."""
+    response = web.StreamResponse(headers=headers)
+    await send_head(exchange, response)
+    await response.write_eof()
+    return response
+
+
+def _blob_headers(route: BlobRoute, length: int) -> dict[str, str]:
+    return {
+        "Content-Type": _BLOB_TYPE,
+        "Content-Length": str(length),
+        "Docker-Content-Digest": str(route.digest),
+        "ETag": f'"{route.digest}"',
+        "Accept-Ranges": "bytes",
+    }
+
+
+def _range_header(request: web.BaseRequest, route: BlobRoute) -> str | None:
+    """The Range that counts: none where If-Range names another version of the content (RFC 9110, section 13.1.5)."""
+    condition = request.headers.get("If-Range")
+    if condition is not None and condition.strip() != f'"{route.digest}"':
+        return None
+    return request.headers.get("Range")
+
+
+def _starts_at_zero(range_header: str) -> bool:
+    span = range_header.replace(" ", "").lower()
+    return not span.startswith("bytes=") or span.startswith("bytes=0-") or "," in span
+
+
+def _client(house: House, listener: Address, request: web.BaseRequest) -> Client:
+    transport = request.transport
+    peer = transport.get_extra_info("peername") if transport is not None else None
+    forwarded = ",".join(request.headers.getall("X-Forwarded-For", []))
+    address = client_address(peer[0] if peer else "", forwarded, house.settings.trusted_proxies)
+    return Client(address, request.headers.get("Host", "").lower(), listener)

@@ -1,0 +1,50 @@
+"""What the handlers stand on: the configuration as decisions need it, and the use cases."""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from proxy.cache.blobs import Blobs
+from proxy.cache.manifests import Manifests
+from proxy.cache.tags import Lists
+from proxy.policy.access import Principal, is_empty_authorization
+from proxy.policy.freshness import Lifetimes, lifetimes_of
+from proxy.policy.registry import Registries
+from proxy.settings import ClusterSettings, Settings
+from proxy.upstream.client import Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """Everything a request can need. `key` is the random key that principals are hashed with."""
+
+    settings: Settings
+    registries: Registries
+    lifetimes: Mapping[tuple[str, str], Lifetimes]
+    upstreams: Mapping[str, Upstream]
+    manifests: Manifests
+    blobs: Blobs
+    lists: Lists
+    key: bytes
+
+    def principal(self, cluster: ClusterSettings, registry: str, authorization: str) -> Principal:
+        """Whose rights a request has: the client's own, the proxy's own where the cluster may use it, or nobody's."""
+        if authorization and not is_empty_authorization(authorization):
+            return Principal("client", self._hash("client", registry, authorization), authorization)
+        source = self.upstreams[registry].credential
+        if cluster.credentials is True and source is not None:
+            return Principal("own", self._hash("own", registry, source.identity))
+        return Principal("anonymous", "anonymous")
+
+    def _hash(self, *parts: str) -> str:
+        return hmac.new(self.key, "\0".join(parts).encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def lifetimes_table(settings: Settings) -> dict[tuple[str, str], Lifetimes]:
+    """The lifetimes for every (cluster, registry): the file's, the upstream's over them, the cluster's over both."""
+    return {
+        (cluster.name, registry): lifetimes_of(settings.manifests, upstream.manifests, cluster.manifests)
+        for cluster in settings.clusters
+        for registry, upstream in settings.upstreams.items()
+    }

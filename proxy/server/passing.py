@@ -1,0 +1,92 @@
+"""What goes past the cache: metadata-only clusters, clients with credentials of their own, and cache trouble."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from aiohttp import web
+
+from proxy.cache.ask import Ask
+from proxy.cache.tags import next_query
+from proxy.oci.manifest import ACCEPT
+from proxy.oci.route import BlobRoute, ManifestRoute, ReferrersRoute, TagsRoute
+from proxy.policy.freshness import CacheState, Verdict
+from proxy.server.body import send_head, send_reply
+from proxy.server.exchange import Exchange
+from proxy.server.house import House
+from proxy.server.lists import list_question, next_link
+from proxy.server.respond import state_headers
+from proxy.upstream.client import Call, Kind, Reply
+
+# What of an upstream's head means the same to our client.
+_PASSED_ON = (
+    "Content-Type", "Content-Length", "Content-Range", "Content-Encoding", "Accept-Ranges", "Docker-Content-Digest",
+    "ETag", "OCI-Filters-Applied", "OCI-Subject",
+)  # fmt: skip
+
+
+async def redirect_blob(exchange: Exchange, house: House, ask: Ask, route: BlobRoute) -> web.StreamResponse:
+    """metadata-only: 307 to where the upstream redirects, or its bytes as a stream that is kept nowhere."""
+    return await _direct_blob(exchange, house, ask, route, "metadata-only", follow=False)
+
+
+async def stream_blob(exchange: Exchange, house: House, ask: Ask, route: BlobRoute) -> web.StreamResponse:
+    """Cache trouble: the upstream's bytes as a stream."""
+    return await _direct_blob(exchange, house, ask, route, "cache-trouble", follow=True)
+
+
+async def _direct_blob(
+    exchange: Exchange, house: House, ask: Ask, route: BlobRoute, detail: str, follow: bool
+) -> web.StreamResponse:
+    range_header = exchange.request.headers.get("Range")
+    async with house.blobs.past(ask, route.digest, range_header, follow) as reply:
+        headers = {"Docker-Content-Digest": str(route.digest)}
+        return await _pass_on(exchange, reply, detail, headers)
+
+
+async def pass_through(
+    exchange: Exchange, house: House, ask: Ask, route: ManifestRoute | BlobRoute | TagsRoute | ReferrersRoute
+) -> web.StreamResponse:
+    """A request with its client's own Authorization: asked of the upstream with it, and nothing is kept."""
+    assert exchange.cluster is not None  # noqa: S101 - chosen before the registry
+    redirects = exchange.cluster.mode == "metadata-only" and isinstance(route, BlobRoute)
+    call = _client_call(exchange, ask, route, follow=not redirects or exchange.request.method == "HEAD")
+    async with house.upstreams[ask.repository.registry].request(call) as reply:
+        headers = {}
+        query = next_query(reply.headers.getall("Link", []))
+        if query is not None and isinstance(route, TagsRoute | ReferrersRoute):
+            headers["Link"] = next_link(exchange, query)
+        return await _pass_on(exchange, reply, "client-credentials", headers)
+
+
+def _client_call(
+    exchange: Exchange, ask: Ask, route: ManifestRoute | BlobRoute | TagsRoute | ReferrersRoute, follow: bool
+) -> Call:
+    method: Literal["GET", "HEAD"] = "HEAD" if exchange.request.method == "HEAD" else "GET"
+    kind: Kind = route.kind  # type: ignore[assignment]  # a route's kinds are the calls' kinds
+    headers: dict[str, str] = {}
+    query: Mapping[str, str] = {}
+    if isinstance(route, ManifestRoute):
+        path, headers = f"manifests/{route.reference}", {"Accept": ACCEPT}
+    elif isinstance(route, BlobRoute):
+        path = f"blobs/{route.digest}"
+        if (range_header := exchange.request.headers.get("Range")) is not None:
+            headers = {"Range": range_header}
+    else:
+        question = list_question(route)
+        path, query = question.path, question.query
+    return Call(kind, method, ask.repository, ask.principal, path, headers, query, follow)
+
+
+async def _pass_on(exchange: Exchange, reply: Reply, detail: str, headers: dict[str, str]) -> web.StreamResponse:
+    headers = state_headers(exchange, Verdict(CacheState.PASS, detail=detail)) | headers
+    if reply.location is not None:
+        # A signed address is a credential for its blob: no cache on the way may keep it.
+        headers |= {"Location": reply.location, "Cache-Control": "no-store"}
+        return web.Response(status=307, headers=headers)
+    passed = {name: value for name in _PASSED_ON if (value := reply.headers.get(name)) is not None}
+    response = web.StreamResponse(status=reply.status, headers=passed | headers)
+    await send_head(exchange, response)
+    if exchange.request.method != "HEAD":
+        await send_reply(exchange, response, reply)
+    await response.write_eof()
+    return response

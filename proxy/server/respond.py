@@ -1,0 +1,122 @@
+"""The only place where an error becomes HTTP, and where an answer's state becomes headers."""
+
+import logging
+import math
+
+from aiohttp import web
+
+from proxy.cache.fill import Uncacheable
+from proxy.oci.errors import STATUS_OF_CODE, OCIError, error_body
+from proxy.policy.freshness import CacheState, Verdict
+from proxy.server.exchange import Exchange
+from proxy.upstream.errors import (
+    UpstreamError,
+    UpstreamFailure,
+    UpstreamMissing,
+    UpstreamRefused,
+    UpstreamRejected,
+)
+
+_log = logging.getLogger("pullthrough.server")
+
+_UNKNOWN_CODE = {
+    "manifest": "MANIFEST_UNKNOWN",
+    "blob": "BLOB_UNKNOWN",
+    "tags": "NAME_UNKNOWN",
+    "referrers": "MANIFEST_UNKNOWN",
+}
+# Clients of the v1 protocol's days look for this; distribution still sends it.
+API_VERSION = {"Docker-Distribution-API-Version": "registry/2.0"}
+
+
+def error_response(error: OCIError, exchange: Exchange | None = None) -> web.Response:
+    """An error as the specification wants it."""
+    headers = API_VERSION | error.headers
+    if exchange is not None:
+        headers = common_headers(exchange) | headers
+        if exchange.ask is not None:
+            headers["Cache-Status"] = cache_status(Verdict(exchange.state, detail=exchange.detail or None))
+    body = error_body(error.code, error.message)
+    return web.Response(status=error.status, body=body, content_type="application/json", headers=headers)
+
+
+def oci_error(error: Exception, exchange: Exchange) -> OCIError:
+    """What a client is told of `error`. Upstreams' own words stay here; operators get one line of what failed."""
+    if isinstance(error, OCIError):
+        return error
+    if isinstance(error, UpstreamError):
+        exchange.state = CacheState.MISS
+        return _upstream_error(error, exchange)
+    if isinstance(error, Uncacheable):
+        return OCIError("UNAVAILABLE", "the proxy cannot serve this now")
+    _log.error("request %s failed", exchange.request.rel_url.raw_path, exc_info=error)
+    return OCIError("UNKNOWN", "the proxy failed to answer this request")
+
+
+def _upstream_error(error: UpstreamError, exchange: Exchange) -> OCIError:
+    registry = exchange.registry or "the upstream"
+    kind = exchange.route.kind if exchange.route is not None else "manifest"
+    if isinstance(error, UpstreamRefused):
+        challenge = {"WWW-Authenticate": error.challenge} if error.challenge else {}
+        code = "UNAUTHORIZED" if error.status == 401 else "DENIED"
+        return OCIError(code, f"{registry} does not give this to the one who asks", headers=challenge)
+    if isinstance(error, UpstreamMissing):
+        default = _UNKNOWN_CODE.get(kind, "NAME_UNKNOWN")
+        code = error.code if error.code is not None and STATUS_OF_CODE[error.code] == 404 else default
+        return OCIError(code, f"{registry} does not have it")
+    if isinstance(error, UpstreamRejected):
+        return OCIError(error.code or "UNSUPPORTED", f"{registry} refused the request", status=error.status)
+    if isinstance(error, UpstreamFailure):
+        _log.warning("%s", error)
+        exchange.detail = exchange.detail or f"upstream-{error.reason}"
+        return _failure(error, registry)
+    return OCIError("UNKNOWN", f"{registry} could not be asked", status=502)
+
+
+def _failure(error: UpstreamFailure, registry: str) -> OCIError:
+    wait = {"Retry-After": str(max(1, math.ceil(error.retry_after)))} if error.retry_after is not None else {}
+    if error.reason == "429":
+        return OCIError("TOOMANYREQUESTS", f"{registry} limits requests at present", headers=wait)
+    if error.reason == "timeout":
+        return OCIError("UNAVAILABLE", f"{registry} did not answer in time", status=504, headers=wait)
+    return OCIError("UNAVAILABLE", f"{registry} cannot be used at present", status=502, headers=wait)
+
+
+def common_headers(exchange: Exchange) -> dict[str, str]:
+    """What every answer about a registry carries (distribution-spec, "Registry proxying")."""
+    headers = dict(API_VERSION)
+    if exchange.registry:
+        headers["OCI-Namespace"] = exchange.registry
+    return headers
+
+
+def state_headers(exchange: Exchange, verdict: Verdict) -> dict[str, str]:
+    """`Age`, `Cache-Status` and `Warning` of an answer; the exchange learns the state for its metrics and log line."""
+    exchange.state = verdict.state
+    exchange.detail = verdict.detail or ""
+    headers = common_headers(exchange) | {"Cache-Status": cache_status(verdict)}
+    if verdict.age is not None:
+        headers["Age"] = str(int(verdict.age))
+    if verdict.warning is not None:
+        headers["Warning"] = f'299 - "{verdict.warning}"'
+    return headers
+
+
+def cache_status(verdict: Verdict) -> str:
+    """The Cache-Status of RFC 9211, named `pullthrough`."""
+    ttl = [f"ttl={math.ceil(verdict.ttl)}"] if verdict.ttl is not None else []
+    detail = [f"detail={verdict.detail}"] if verdict.detail else []
+    match verdict.state:
+        case CacheState.HIT:
+            parts = ["hit", *ttl]
+        case CacheState.REVALIDATED:
+            parts = ["fwd=stale", "fwd-status=200", *ttl]
+        case CacheState.STALE:
+            parts = ["fwd=stale", *detail] if verdict.attempted else ["hit", *ttl, *detail]
+        case CacheState.MISS:
+            parts = ["fwd=miss", *(detail or ["stored"])]
+        case CacheState.JOINED:
+            parts = ["fwd=miss", "collapsed"]
+        case CacheState.PASS:
+            parts = ["fwd=bypass", *detail]
+    return "; ".join(["pullthrough", *parts])

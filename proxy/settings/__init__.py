@@ -1,0 +1,27 @@
+"""The configuration: pydantic models, read from YAML, checked whole, all mistakes at once."""
+
+from proxy.settings.load import ConfigurationError, load_settings
+from proxy.settings.models import (
+    ClusterSettings,
+    CredentialSettings,
+    ManifestOverrides,
+    ManifestSettings,
+    MatchSettings,
+    Settings,
+    UpstreamSettings,
+)
+from proxy.settings.units import Address, parse_address
+
+__all__ = [
+    "Address",
+    "ClusterSettings",
+    "ConfigurationError",
+    "CredentialSettings",
+    "ManifestOverrides",
+    "ManifestSettings",
+    "MatchSettings",
+    "Settings",
+    "UpstreamSettings",
+    "load_settings",
+    "parse_address",
+]

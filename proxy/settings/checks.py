@@ -1,0 +1,83 @@
+"""Mistakes that stand between keys, not in one of them.
+
+They are looked for in the raw document, not in the models: a document with one bad value has no model yet, and all
+mistakes are to be reported at once. So everything here tolerates values of any type.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+Mistake = tuple[tuple[str | int, ...], str]
+
+
+def cross_mistakes(document: dict[str, Any]) -> Iterator[Mistake]:
+    """Every mistake between keys: its path in the document and what is wrong."""
+    upstreams = _mapping(document.get("upstreams"))
+    yield from _names_twice(upstreams)
+    yield from _defaults(upstreams)
+    yield from _clusters(document.get("clusters"), upstreams)
+    yield from _listeners(document)
+
+
+def _mapping(value: object) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict):
+        return {}
+    return {str(key): entry for key, entry in value.items() if isinstance(entry, dict)}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _names_twice(upstreams: dict[str, dict[str, Any]]) -> Iterator[Mistake]:
+    owner = {name.lower(): name for name in upstreams}
+    for name, upstream in upstreams.items():
+        for position, alias in enumerate(_list(upstream.get("aliases"))):
+            first = owner.setdefault(str(alias).lower(), name)
+            if first != name or str(alias).lower() == name.lower():
+                yield ("upstreams", name, "aliases", position), f"{alias} already names {first}"
+
+
+def _defaults(upstreams: dict[str, dict[str, Any]]) -> Iterator[Mistake]:
+    defaults = [name for name, upstream in upstreams.items() if upstream.get("default") is True]
+    for name in defaults[1:]:
+        yield ("upstreams", name, "default"), f"there is a default already: {defaults[0]}"
+
+
+def _clusters(clusters: object, upstreams: dict[str, dict[str, Any]]) -> Iterator[Mistake]:
+    known = {name.lower() for name in upstreams}
+    names: set[str] = set()
+    open_to_all: str | None = None
+    for position, cluster in enumerate(_list(clusters)):
+        if not isinstance(cluster, dict):
+            continue
+        name = str(cluster.get("name"))
+        if name in names:
+            yield ("clusters", position, "name"), f"there is a cluster {name} already"
+        names.add(name)
+        if open_to_all is not None:
+            yield (
+                ("clusters", position),
+                f"never reached: cluster {open_to_all} before it has no match and fits everybody",
+            )
+        elif cluster.get("match") is None:
+            open_to_all = name
+        for place, upstream in enumerate(_list(cluster.get("upstreams"))):
+            if str(upstream).lower() not in known:
+                yield ("clusters", position, "upstreams", place), f"{upstream} is not one of the upstreams"
+
+
+def _listeners(document: dict[str, Any]) -> Iterator[Mistake]:
+    listed = _list(document.get("listen"))
+    addresses = [str(entry.get("address")) for entry in listed if isinstance(entry, dict)]
+    for position, address in enumerate(addresses):
+        if address in addresses[:position]:
+            yield ("listen", position, "address"), f"{address} is listened on already"
+    admin = document.get("admin")
+    if isinstance(admin, dict) and str(admin.get("address")) in addresses:
+        yield ("admin", "address"), "the admin listener needs an address of its own"
+    for position, cluster in enumerate(_list(document.get("clusters"))):
+        match = cluster.get("match") if isinstance(cluster, dict) else None
+        for place, listener in enumerate(_list(match.get("listeners")) if isinstance(match, dict) else []):
+            if addresses and str(listener) not in addresses:
+                yield ("clusters", position, "match", "listeners", place), f"nothing listens on {listener}"

@@ -1,0 +1,135 @@
+"""Reads the configuration file; reports all mistakes at once, each with its path in the file."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from proxy.settings.checks import Mistake, cross_mistakes
+from proxy.settings.models import Settings
+
+
+class ConfigurationError(Exception):
+    """The file cannot be used. `mistakes` has one line each: `path: what is wrong`."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, and a key given twice is a mistake instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key} is given twice", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str | int) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+
+def load_settings(file: Path) -> Settings:
+    """The settings in `file` with the environment on top. Raises ConfigurationError with every mistake."""
+    document = _read(file)
+    mistakes: list[Mistake] = []
+    settings: Settings | None = None
+    try:
+        settings = Settings(**document)
+    except ValidationError as error:
+        mistakes.extend(_model_mistakes(error))
+    except SettingsError as error:
+        mistakes.append((("environment",), str(error)))
+    mistakes.extend(cross_mistakes(document))
+    if mistakes or settings is None:
+        raise ConfigurationError([f"{_path(location)}: {message}" for location, message in _once(mistakes)])
+    return _resolved(settings, file.parent)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        # The file is read once, at the start, by a person's command: nothing else waits for it.
+        document = yaml.load(file.read_bytes(), _Loader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise ConfigurationError([f"{file}: {error.strerror}"]) from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError([f"{file}: {' '.join(str(error).split())}"]) from error
+    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
+        raise ConfigurationError([f"{file}: the file is not a mapping of settings"])
+    return document
+
+
+def _model_mistakes(error: ValidationError) -> Iterator[Mistake]:
+    found = error.errors()
+    for item in found:
+        location = tuple(item["loc"])
+        # A list whose only entry is bad counts as empty too; the entry's own mistake says it better.
+        below = any(other["loc"][: len(location)] == item["loc"] and other is not item for other in found)
+        if item["type"] != "too_short" or not below:
+            yield location, _MESSAGES.get(item["type"], _message(item["msg"]))
+
+
+_MESSAGES = {"extra_forbidden": "there is no such setting", "missing": "this setting is required"}
+_NOT_YET = "not available in this version"
+
+
+def _message(text: str) -> str:
+    return re.sub(r"^Value error, ", "", text)
+
+
+def _once(mistakes: list[Mistake]) -> list[Mistake]:
+    """Each place once: a union of types reports the same value for every member."""
+    first: dict[str, Mistake] = {}
+    for mistake in mistakes:
+        path = _path(mistake[0])
+        if path not in first or _NOT_YET in mistake[1]:
+            first[path] = mistake
+    return list(first.values())
+
+
+# What pydantic adds to a location for the members of a union, which nobody wrote in the file.
+_NOT_IN_THE_FILE = re.compile(
+    r"function-.*|literal\[.*|constrained-.*|\[key\]|bool|int|str|IPv[46]Network|.*\(.*|dict\[.*"
+)
+
+
+def _path(location: tuple[str | int, ...]) -> str:
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif _NOT_IN_THE_FILE.fullmatch(part):
+            continue
+        else:
+            name = f'"{part}"' if "." in part else part
+            path += f".{name}" if path else name
+    return path
+
+
+def _resolved(settings: Settings, folder: Path) -> Settings:
+    """Relative paths start from the file's folder; the cache directory alone from the working directory."""
+    upstreams = {}
+    for name, upstream in settings.upstreams.items():
+        credentials = upstream.credentials
+        if credentials is not None:
+            paths = {
+                key: folder / value
+                for key, value in (
+                    ("password_file", credentials.password_file),
+                    ("docker_config", credentials.docker_config),
+                )
+                if value is not None
+            }
+            credentials = credentials.model_copy(update=paths)
+        ca = folder / upstream.ca if upstream.ca is not None else None
+        upstreams[name] = upstream.model_copy(update={"credentials": credentials, "ca": ca})
+    token_file = settings.admin.token_file
+    admin = settings.admin.model_copy(update={"token_file": folder / token_file if token_file else None})
+    return settings.model_copy(update={"upstreams": upstreams, "admin": admin})

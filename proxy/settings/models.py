@@ -1,0 +1,212 @@
+"""The configuration as pydantic models. Every key's default and reason stands in config/proxy.yaml.
+
+What the design names and this version cannot do yet is refused by name (`_not_yet`), never ignored: a setting
+that is silently without effect is worse than one that is missing.
+"""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from proxy.settings.units import Duration, ListenAddress, Size, parse_address
+
+
+def _not_yet(what: str) -> Any:
+    """A validator for settings of the design that this version cannot honour."""
+
+    def refuse(value: Any) -> Any:
+        raise ValueError(f"{what} not available in this version")
+
+    return AfterValidator(refuse)
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("not an http:// or https:// URL")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("the URL holds more than scheme, host, port and path")
+    _ = parts.port  # raises ValueError for a port that is none
+    return value.rstrip("/")
+
+
+def _proxy_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError("not an http:// URL")
+    return value
+
+
+def _registry_name(value: str) -> str:
+    name = value.lower()
+    parts = urlsplit(f"//{name}")
+    if not parts.hostname or parts.netloc != name or "/" in name or "@" in name or " " in name:
+        raise ValueError("not a registry's name: write docker.io or registry.example:5000")
+    return name
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+ProxyUrl = Annotated[str, AfterValidator(_proxy_url)]
+RegistryName = Annotated[str, AfterValidator(_registry_name)]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ListenSettings(_Model):
+    address: ListenAddress
+    tls: Annotated[dict[str, str], _not_yet("TLS on listeners is")] | None = None
+
+
+class AdminSettings(_Model):
+    address: ListenAddress = parse_address("127.0.0.1:5001")
+    token_file: Path | None = None
+
+
+class CacheSettings(_Model):
+    directory: Path = Path("cache")
+    max_size: Size = 100 << 30
+    min_free: Size = 1 << 30
+
+
+class TagRule(_Model):
+    """Tags that match the shell pattern `tags` have a TTL of their own; the first rule that fits counts."""
+
+    tags: str
+    ttl: Duration
+
+
+class ManifestSettings(_Model):
+    """How long answers about manifests count (DESIGN: manifests and tags), all in seconds once read."""
+
+    tag_ttl: Duration = 600.0
+    stale_if_error: Duration = 86400.0
+    negative_ttl: Duration = 10.0
+    revalidate_timeout: Duration = 3.0
+    proof_ttl: Duration = 300.0
+    proof_stale_if_error: Duration = 3600.0
+    tag_rules: tuple[TagRule, ...] = ()
+
+
+class ManifestOverrides(_Model):
+    """The same keys, each optional: what an upstream or a cluster says differently."""
+
+    tag_ttl: Duration | None = None
+    stale_if_error: Duration | None = None
+    negative_ttl: Duration | None = None
+    revalidate_timeout: Duration | None = None
+    proof_ttl: Duration | None = None
+    proof_stale_if_error: Duration | None = None
+    tag_rules: tuple[TagRule, ...] | None = None
+
+
+class CredentialSettings(_Model):
+    """Where the proxy's own credential for a registry comes from: exactly one of three ways."""
+
+    username: str | None = None
+    password_file: Path | None = None
+    docker_config: Path | None = None
+    helper: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]+$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.username is None) != (self.password_file is None):
+            raise ValueError("username and password_file belong together")
+        ways = [self.username is not None, self.docker_config is not None, self.helper is not None]
+        if sum(ways) != 1:
+            raise ValueError("give one of: username with password_file, docker_config, helper")
+        return self
+
+
+class UpstreamSettings(_Model):
+    url: HttpUrl
+    aliases: tuple[RegistryName, ...] = ()
+    default: bool = False
+    credentials: CredentialSettings | None = None
+    token_realms: tuple[RegistryName, ...] = ()
+    manifests: ManifestOverrides = ManifestOverrides()
+    ca: Path | None = None
+    proxy: ProxyUrl | None = None
+    connect_timeout: Duration = 5.0
+    read_timeout: Duration = 30.0
+    max_connections: Annotated[int, Field(ge=1)] = 64
+    parallel: Annotated[int, Field(ge=1, le=16)] = 4
+
+
+class MatchSettings(_Model):
+    """Who belongs to a cluster: every kind that is given must fit, one entry of a kind is enough."""
+
+    networks: tuple[Network, ...] = ()
+    hosts: tuple[str, ...] = ()
+    listeners: tuple[ListenAddress, ...] = ()
+    certificates: Annotated[tuple[str, ...], _not_yet("matching by client certificate is")] = ()
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not (self.networks or self.hosts or self.listeners):
+            raise ValueError("an empty match fits nobody; leave match out to fit everybody")
+        return self
+
+
+class ClusterSettings(_Model):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,62}[a-zA-Z0-9])?$")]
+    mode: Literal["transparent", "metadata-only"] = "transparent"
+    match: MatchSettings | None = None
+    upstreams: tuple[RegistryName, ...] | None = None
+    credentials: bool | Annotated[Literal["public"], _not_yet("`public` is")] = False
+    login: Literal[False] | Annotated[Literal[True], _not_yet("login is")] = False
+    manifests: ManifestOverrides = ManifestOverrides()
+    push: Literal["deny"] | Annotated[Literal["forward"], _not_yet("forwarding pushes is")] = "deny"
+
+
+class LogSettings(_Model):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    access: bool = True
+
+
+class Settings(BaseSettings):
+    """The whole configuration; environment variables `PULLTHROUGH_…` win over the file.
+
+    Unknown variables of that prefix are ignored on purpose: Kubernetes injects `PULLTHROUGH_PORT` and the like into
+    every pod beside a Service named pullthrough.
+    """
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="PULLTHROUGH_",
+        env_nested_delimiter="__",
+        validate_default=False,  # defaults are in seconds and bytes already
+    )
+
+    listen: Annotated[tuple[ListenSettings, ...], Field(min_length=1)] = (
+        ListenSettings(address=parse_address("0.0.0.0:5000")),
+    )
+    admin: AdminSettings = AdminSettings()
+    workers: Literal[1] | Annotated[int | Literal["auto"], _not_yet("more than one worker process is")] = 1
+    trusted_proxies: tuple[Network, ...] = ()
+    cache: CacheSettings = CacheSettings()
+    manifests: ManifestSettings = ManifestSettings()
+    upstreams: Annotated[dict[RegistryName, UpstreamSettings], Field(min_length=1)]
+    clusters: Annotated[tuple[ClusterSettings, ...], Field(min_length=1)] = (ClusterSettings(name="default"),)
+    shutdown_timeout: Duration = 60.0
+    log: LogSettings = LogSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment before the file (which comes in as init arguments), and nothing else."""
+        return env_settings, init_settings

@@ -1,0 +1,77 @@
+"""Durations, sizes and addresses as people write them."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BeforeValidator, PlainSerializer
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)")
+_BYTES = {
+    "B": 1,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "TiB": 1 << 40,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
+
+
+def parse_duration(value: object) -> float:
+    """Seconds out of `10s`, `5m`, `1h`, `7d`, `250ms` or 0. Raises ValueError."""
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        return float(match[1]) * _SECONDS[match[2]]
+    if value in (0, "0") and not isinstance(value, bool):
+        return 0.0
+    raise ValueError("not a duration: write 10s, 5m, 1h or 7d")
+
+
+def parse_size(value: object) -> int:
+    """Bytes out of `512MiB`, `10GiB`, `2GB` or 0. Raises ValueError."""
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        return int(float(match[1]) * _BYTES[match[2]])
+    if value in (0, "0") and not isinstance(value, bool):
+        return 0
+    raise ValueError("not a size: write 512MiB or 10GiB")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a listener is bound: a host name or IP address (no brackets) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Can only this machine reach it?"""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def parse_address(value: object) -> Address:
+    """`0.0.0.0:5000` or `[::]:5000`. Raises ValueError."""
+    if isinstance(value, Address):
+        return value
+    match = (
+        re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/]+)):(\d{1,5})", value) if isinstance(value, str) else None
+    )
+    if match is None or int(match[3]) > 65535:
+        raise ValueError("not an address: write 0.0.0.0:5000 or [::]:5000")
+    return Address(match[1] or match[2], int(match[3]))
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Size = Annotated[int, BeforeValidator(parse_size)]
+ListenAddress = Annotated[Address, BeforeValidator(parse_address), PlainSerializer(str)]

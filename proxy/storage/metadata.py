@@ -1,0 +1,97 @@
+"""Metadata in diskcache.
+
+- One thread of its own does everything: SQLite connections belong to threads, and the event loop never waits.
+- Bytes only. diskcache pickles what is not a string, a number or bytes, and unpickles what it finds (CVE-2025-69872);
+  `_BytesDisk` refuses both ways.
+- diskcache's own culling is off (`eviction_policy="none"`): it would drop records that cannot be fetched again. Each
+  record has a time after which it is of no use, and only those that passed it are removed.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import diskcache
+
+from proxy.storage.base import StorageError
+
+_T = TypeVar("_T")
+
+# Values up to this stay inside SQLite, so that a record is written whole or not at all. Manifests end at 4 MiB.
+_INLINE = 16 * 1024 * 1024
+
+
+class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
+    """Keys are strings and values bytes; anything else found in the database is as good as absent."""
+
+    def put(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            raise TypeError("metadata keys are strings")
+        return super().put(key)
+
+    def store(self, value: Any, read: bool, key: Any = diskcache.UNKNOWN) -> Any:
+        if not isinstance(value, bytes):
+            raise TypeError("metadata values are bytes")
+        return super().store(value, read, key)
+
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
+        # 1 is diskcache's raw mode; the others are text files, pickles and the like, none of them ours.
+        return bytes(value) if mode == 1 and filename is None and isinstance(value, bytes | memoryview) else None
+
+
+class DiskcacheMetadata:
+    """The `MetadataStore` of a single machine, in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metadata")
+        self._cache: Any = None
+
+    async def open(self) -> None:
+        """Open or make the database. Raises StorageError."""
+        self._cache = await self._run(self._open)
+
+    async def get(self, *keys: str) -> list[bytes | None]:
+        """See `MetadataStore.get`."""
+        return await self._run(lambda: [self._cache.get(key) for key in keys])
+
+    async def put(self, entries: Mapping[str, bytes], keep: float) -> None:
+        """See `MetadataStore.put`."""
+
+        def put() -> None:
+            with self._cache.transact():
+                for key, value in entries.items():
+                    self._cache.set(key, value, expire=keep)
+
+        await self._run(put)
+
+    async def delete(self, *keys: str) -> None:
+        """See `MetadataStore.delete`."""
+
+        def delete() -> None:
+            with self._cache.transact():
+                for key in keys:
+                    self._cache.delete(key)
+
+        await self._run(delete)
+
+    async def close(self) -> None:
+        """See `MetadataStore.close`."""
+        if self._cache is not None:
+            await self._run(self._cache.close)
+            self._cache = None
+        self._thread.shutdown()
+
+    def _open(self) -> Any:
+        return diskcache.Cache(
+            str(self._directory), disk=_BytesDisk, disk_min_file_size=_INLINE, eviction_policy="none", cull_limit=16
+        )
+
+    async def _run(self, call: Callable[[], _T]) -> _T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        except (OSError, sqlite3.Error, diskcache.Timeout) as error:
+            raise StorageError(f"the metadata cache failed: {type(error).__name__}: {error}") from error

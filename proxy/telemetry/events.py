@@ -1,0 +1,108 @@
+"""What the rooms tell. Values of labels come from bounded sets: configured names, kinds, states, statuses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """One request of a client was answered, or its client left: `status` is what its head said, or 499 without one."""
+
+    client: str
+    cluster: str
+    registry: str
+    kind: str
+    method: str
+    repository: str
+    reference: str
+    status: int
+    cache: str
+    detail: str
+    bytes_sent: int
+    first_byte_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamAnswered:
+    """An upstream answered one request: `status` is its number, or `connect` or `timeout`."""
+
+    registry: str
+    kind: str
+    method: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamBytes:
+    """Bytes of bodies that arrived from an upstream."""
+
+    registry: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitSeen:
+    """An upstream said how many pulls are left."""
+
+    registry: str
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True)
+class FillStarted:
+    registry: str
+
+
+@dataclass(frozen=True, slots=True)
+class FillEnded:
+    registry: str
+
+
+@dataclass(frozen=True, slots=True)
+class DigestMismatch:
+    """An upstream sent a manifest or a blob that is not what its digest names."""
+
+    registry: str
+
+
+@dataclass(frozen=True, slots=True)
+class StaleServed:
+    """A stale tag was served because the upstream fails; `reason`: connect, timeout, 5xx, 429."""
+
+    registry: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlobEvicted:
+    """`reason`: size, free, age, digest."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoopLag:
+    """How late the event loop was, in seconds."""
+
+    seconds: float
+
+
+Event = (
+    RequestFinished
+    | UpstreamAnswered
+    | UpstreamBytes
+    | RateLimitSeen
+    | FillStarted
+    | FillEnded
+    | DigestMismatch
+    | StaleServed
+    | BlobEvicted
+    | LoopLag
+)
+
+Tell = Callable[[Event], None]
+
+
+def silent(_event: Event) -> None:
+    """Tells nobody."""

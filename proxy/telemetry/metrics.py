@@ -1,0 +1,92 @@
+"""Events → Prometheus metrics. Names, labels and their values are a contract (DESIGN, section 9)."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from proxy.telemetry import events
+from proxy.telemetry.events import Event
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
+
+
+class Metrics:
+    """All metrics of one process, in a registry of their own; `record` is the only way in."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = self._counter(
+            "requests", "Requests of clients.", "cluster", "registry", "kind", "method", "status", "cache"
+        )
+        self._request_seconds = Histogram(
+            "pullthrough_request_seconds",
+            "Seconds from a client's request to the first byte of its answer.",
+            ["kind", "cache"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._client_bytes = self._counter(
+            "client_bytes", "Bytes of bodies sent to clients.", "cluster", "registry", "kind", "cache"
+        )
+        self._upstream_requests = self._counter(
+            "upstream_requests", "Requests to upstreams.", "registry", "kind", "method", "status"
+        )
+        self._upstream_bytes = self._counter("upstream_bytes", "Bytes of bodies received from upstreams.", "registry")
+        self._fills = self._gauge("fills_active", "Blobs being downloaded into the cache.")
+        self._mismatches = self._counter(
+            "digest_mismatches", "Manifests and blobs whose bytes were not what their digest names.", "registry"
+        )
+        self._stale = self._counter(
+            "stale_served", "Stale tags served because the upstream failed.", "registry", "reason"
+        )
+        self._evictions = self._counter("evictions", "Blobs removed from the cache.", "reason")
+        self._remaining = self._gauge("upstream_ratelimit_remaining", "Pulls the upstream says are left.", "registry")
+        self._lag = self._gauge("event_loop_lag_seconds", "How late the event loop was when it was last looked at.")
+
+    def watch_cache(self, count_bytes: Callable[[], float], count_blobs: Callable[[], float]) -> None:
+        """Let `cache_bytes` and `cache_blobs` be computed whenever the metrics are read."""
+        self._gauge("cache_bytes", "Bytes of the blobs in the cache and of the room reserved for fills.").set_function(
+            count_bytes
+        )
+        self._gauge("cache_blobs", "Blobs in the cache.").set_function(count_blobs)
+
+    def render(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def record(self, event: Event) -> None:
+        """Count `event`."""
+        match event:
+            case events.RequestFinished():
+                self._request(event)
+            case events.UpstreamAnswered(registry, kind, method, status):
+                self._upstream_requests.labels(registry, kind, method, status).inc()
+            case events.UpstreamBytes(registry, count):
+                self._upstream_bytes.labels(registry).inc(count)
+            case events.RateLimitSeen(registry, remaining):
+                self._remaining.labels(registry).set(remaining)
+            case events.FillStarted():
+                self._fills.inc()
+            case events.FillEnded():
+                self._fills.dec()
+            case events.DigestMismatch(registry):
+                self._mismatches.labels(registry).inc()
+            case events.StaleServed(registry, reason):
+                self._stale.labels(registry, reason).inc()
+            case events.BlobEvicted(reason):
+                self._evictions.labels(reason).inc()
+            case events.LoopLag(seconds):
+                self._lag.set(seconds)
+
+    def _request(self, event: events.RequestFinished) -> None:
+        self._requests.labels(
+            event.cluster, event.registry, event.kind, event.method, str(event.status), event.cache
+        ).inc()
+        self._request_seconds.labels(event.kind, event.cache).observe(event.first_byte_seconds)
+        self._client_bytes.labels(event.cluster, event.registry, event.kind, event.cache).inc(event.bytes_sent)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"pullthrough_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"pullthrough_{name}", text, labels, registry=self.registry)

@@ -1,0 +1,190 @@
+"""Tokens: fetched once, shared, renewed before they end (distribution's token authentication specification).
+
+Invariants:
+- A token belongs to one principal and one repository's scope; it goes to the upstream that asked for it, nowhere else.
+- One request to the token server at a time for each (principal, scope); those who wait take its result.
+- Credentials go to realms that `realm_allowed` lets pass, by requests that follow no redirect.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from proxy.oci.reference import Repository
+from proxy.policy.access import Principal
+from proxy.upstream.challenge import Challenge, challenge_for_client, parse_challenges, realm_allowed
+from proxy.upstream.credentials import Credential, CredentialSource, CredentialsUnavailable
+from proxy.upstream.errors import UpstreamFailure, UpstreamInvalid, UpstreamRefused
+
+# Seconds a token lives that says nothing about it (token specification).
+_DEFAULT_LIFE = 60.0
+# A token is renewed when less than this is left, or a tenth of its life where that is shorter.
+_RENEW_BEFORE = 30.0
+_MOST_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """`value` goes out as Bearer until `renew_at` (seconds of the clock passed in); `challenge` asked for it."""
+
+    value: str = field(repr=False)
+    renew_at: float
+    challenge: Challenge
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """What a token server is asked: by GET with Basic, or, with an identity token, by a POST form."""
+
+    realm: str
+    parameters: tuple[tuple[str, str], ...]
+    credential: Credential | None
+
+
+class TokenServer(Protocol):
+    """The one request that this room needs from the network; raises UpstreamRefused or UpstreamFailure."""
+
+    async def __call__(self, request: TokenRequest) -> dict[str, object]: ...
+
+
+class Authorizer:
+    """The Authorization headers for one upstream."""
+
+    def __init__(
+        self,
+        registry: str,
+        url: str,
+        token_realms: Iterable[str],
+        source: CredentialSource | None,
+        token_server: TokenServer,
+        clock: Callable[[], float],
+    ) -> None:
+        self._registry = registry
+        self._url = url
+        self._realms = frozenset(token_realms)
+        self._source = source
+        self._token_server = token_server
+        self._clock = clock
+        self._tokens: dict[tuple[str, str], Token] = {}
+        self._basic: set[str] = set()
+        # A lock lives as long as somebody holds it or waits for it.
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    async def known(self, principal: Principal, repository: Repository) -> str | None:
+        """What to send without having been asked: the client's own header, a token that still lives, or Basic."""
+        if principal.kind == "client":
+            return principal.authorization
+        if principal.key in self._basic:
+            return (await self._credential(principal)).basic
+        token = self._tokens.get((principal.key, repository.name))
+        if token is None:
+            return None
+        try:
+            return await self._bearer_answer(token.challenge, principal, repository, None, UpstreamRefused(401, ""))
+        except UpstreamRefused:
+            # Refused at the token server; asked without a token, the upstream says what it wants now.
+            return None
+
+    async def answer(
+        self, challenges: list[str], principal: Principal, repository: Repository, sent: str | None
+    ) -> str:
+        """The header that answers the upstream's 401 after `sent` was sent.
+
+        Raises UpstreamRefused, with the challenge a client may be given, where there is nothing better to send;
+        UpstreamFailure where the token server fails.
+        """
+        refusal = UpstreamRefused(401, f"{self._registry} wants other credentials", self.for_client(challenges))
+        if principal.kind == "client":
+            raise refusal
+        for challenge in parse_challenges(challenges):
+            if challenge.scheme == "basic" and principal.kind == "own":
+                return await self._basic_answer(principal, sent, refusal)
+            if challenge.scheme == "bearer":
+                return await self._bearer_answer(challenge, principal, repository, sent, refusal)
+        raise refusal
+
+    def for_client(self, challenges: list[str]) -> str | None:
+        """The challenge among `challenges` that a client may be given."""
+        return challenge_for_client(challenges, self._url, self._realms)
+
+    def refused(self, principal: Principal, repository: Repository) -> None:
+        """What was sent is not good: forget it, so that the next request starts afresh."""
+        self._tokens.pop((principal.key, repository.name), None)
+        self._basic.discard(principal.key)
+        if self._source is not None and principal.kind == "own":
+            self._source.forget()
+
+    async def _basic_answer(self, principal: Principal, sent: str | None, refusal: UpstreamRefused) -> str:
+        header = (await self._credential(principal)).basic
+        if header == sent:
+            raise refusal
+        self._basic.add(principal.key)
+        return header
+
+    async def _bearer_answer(
+        self,
+        challenge: Challenge,
+        principal: Principal,
+        repository: Repository,
+        sent: str | None,
+        refusal: UpstreamRefused,
+    ) -> str:
+        key = (principal.key, repository.name)
+        if (token := self._living(key)) and f"Bearer {token.value}" != sent:
+            return f"Bearer {token.value}"
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            token = self._living(key)
+            if token is None or f"Bearer {token.value}" == sent:
+                token = await self._fetch(challenge, principal, repository, refusal)
+                self._keep(key, token)
+        return f"Bearer {token.value}"
+
+    async def _fetch(
+        self, challenge: Challenge, principal: Principal, repository: Repository, refusal: UpstreamRefused
+    ) -> Token:
+        realm = challenge.get("realm")
+        if not realm_allowed(realm, self._url, self._realms):
+            raise UpstreamInvalid(
+                f"{self._registry} names a token realm that is neither its own host nor in its token_realms"
+            )
+        credential = await self._credential(principal) if principal.kind == "own" else None
+        scope = challenge.get("scope") or f"repository:{repository.name}:pull"
+        service = [("service", challenge.get("service"))] if challenge.get("service") else []
+        request = TokenRequest(realm, (*service, ("scope", scope)), credential)
+        try:
+            answer = await self._token_server(request)
+        except UpstreamRefused as error:
+            if self._source is not None:
+                self._source.forget()
+            raise refusal from error
+        return self._token(answer, challenge)
+
+    def _token(self, answer: dict[str, object], challenge: Challenge) -> Token:
+        value = answer.get("token") or answer.get("access_token")
+        if not isinstance(value, str) or not value or not value.isascii() or not value.isprintable():
+            raise UpstreamFailure("5xx", f"the token server of {self._registry} sent no token", at_token_server=True)
+        life = answer.get("expires_in")
+        seconds = float(life) if isinstance(life, int | float) and life > 0 else _DEFAULT_LIFE
+        # Counted from now, not from `issued_at`: the two machines' clocks need not agree.
+        return Token(value, self._clock() + seconds - min(_RENEW_BEFORE, seconds / 10), challenge)
+
+    async def _credential(self, principal: Principal) -> Credential:
+        if self._source is None or principal.kind != "own":
+            raise UpstreamRefused(401, f"there is no credential for {self._registry}")
+        try:
+            return await self._source.get()
+        except CredentialsUnavailable as error:
+            raise UpstreamFailure("5xx", str(error), at_token_server=True) from error
+
+    def _living(self, key: tuple[str, str]) -> Token | None:
+        token = self._tokens.get(key)
+        return token if token is not None and self._clock() < token.renew_at else None
+
+    def _keep(self, key: tuple[str, str], token: Token) -> None:
+        self._tokens[key] = token
+        if len(self._tokens) > _MOST_TOKENS:
+            now = self._clock()
+            living = {kept: other for kept, other in self._tokens.items() if now < other.renew_at}
+            self._tokens = dict(list(living.items())[-_MOST_TOKENS // 2 :])

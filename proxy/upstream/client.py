@@ -1,0 +1,334 @@
+"""One request to one upstream: its connections, its token, its redirects.
+
+Invariants:
+- Redirects are followed by hand; Authorization goes to the upstream's own origin only, and never from https to http.
+- Manifests, lists and tokens have connections of their own, so that blobs cannot starve them.
+- Every request is told once (`UpstreamAnswered`); network exceptions leave this room as `UpstreamError`s.
+"""
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import aiohttp
+from multidict import CIMultiDictProxy
+from yarl import URL
+
+from proxy import __version__
+from proxy.oci.errors import code_in_body
+from proxy.oci.reference import Repository
+from proxy.policy.access import Principal
+from proxy.policy.budget import ratelimit_remaining, retry_after
+from proxy.settings import UpstreamSettings
+from proxy.telemetry.events import RateLimitSeen, Tell, UpstreamAnswered, UpstreamBytes
+from proxy.upstream.auth import Authorizer, TokenRequest
+from proxy.upstream.credentials import CredentialSource
+from proxy.upstream.errors import (
+    NETWORK_ERRORS,
+    UpstreamError,
+    UpstreamFailure,
+    UpstreamInvalid,
+    UpstreamMissing,
+    UpstreamRefused,
+    UpstreamRejected,
+    failure_of,
+)
+
+Kind = Literal["manifest", "blob", "tags", "referrers", "other"]
+
+# A head always reaches the client within 25 s (containerd gives up at 30); this leaves time to say so.
+HEAD_LIMIT = 24.0
+_MOST_REDIRECTS = 6
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_ERROR_BODY_LIMIT = 64 * 1024
+_READ_BUFFER = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request: `path` starts after `/v2/<name>/` and is sent as it is."""
+
+    kind: Kind
+    method: Literal["GET", "HEAD"]
+    repository: Repository
+    principal: Principal
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    # False: a redirect to another origin is given back instead of followed (metadata-only clusters pass it on).
+    follow: bool = True
+
+
+class Reply:
+    """An upstream's 2xx, or its redirect where the call did not want it followed. Valid inside `request` only."""
+
+    def __init__(self, registry: str, response: aiohttp.ClientResponse, tell: Tell, location: str | None) -> None:
+        self.status = response.status
+        self.headers: CIMultiDictProxy[str] = response.headers
+        self.location = location
+        self._registry = registry
+        self._response = response
+        self._tell = tell
+
+    @property
+    def content_length(self) -> int | None:
+        """The body's length in bytes, where the upstream says it and no coding makes it another's."""
+        if self.headers.get("Content-Encoding", "identity").lower() != "identity":
+            return None
+        return self._response.content_length
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body. Raises UpstreamInvalid where it has more than `limit` bytes, else UpstreamFailure."""
+        pieces, size = [], 0
+        async for piece in self.pieces():
+            size += len(piece)
+            if size > limit:
+                raise UpstreamInvalid(f"{self._registry} answered with more than {limit} bytes")
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises UpstreamFailure where it breaks off."""
+        try:
+            async for piece in self._response.content.iter_any():
+                self._tell(UpstreamBytes(self._registry, len(piece)))
+                yield piece
+        except NETWORK_ERRORS as error:
+            raise failure_of(error, self._registry) from error
+
+
+class Upstream:
+    """One registry's upstream. `start` it in the running loop and `close` it there."""
+
+    def __init__(
+        self,
+        registry: str,
+        settings: UpstreamSettings,
+        tell: Tell,
+        clock: Callable[[], float],
+        head_limit: float = HEAD_LIMIT,
+    ) -> None:
+        self.registry = registry
+        self._settings = settings
+        self._base = URL(settings.url)
+        self._tell = tell
+        self._clock = clock
+        self._head_limit = head_limit
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self.credential = _credential_source(registry, settings)
+        self._auth = Authorizer(
+            registry, settings.url, settings.token_realms, self.credential, self._ask_token_server, clock
+        )
+
+    async def start(self) -> None:
+        """Make the connection pools. Raises OSError or ssl.SSLError where the `ca` file cannot be used."""
+        context = await asyncio.to_thread(_ssl_context, self._settings.ca)
+        for pool in ("metadata", "blobs"):
+            self._sessions[pool] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._settings.max_connections, ssl=context),
+                timeout=aiohttp.ClientTimeout(
+                    total=None,
+                    sock_connect=self._settings.connect_timeout,
+                    sock_read=self._settings.read_timeout,
+                ),
+                # Digests are of the bytes as they travel; cookies would make one client's answers another's.
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"User-Agent": f"pullthrough/{__version__}", "Accept-Encoding": "identity"},
+                read_bufsize=_READ_BUFFER,
+            )
+
+    async def close(self) -> None:
+        """End all connections."""
+        for session in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
+
+    @asynccontextmanager
+    async def request(self, call: Call) -> AsyncIterator[Reply]:
+        """Send `call` and give its reply; leaving the context ends the connection if the body was not read.
+
+        Raises UpstreamRefused (401, 403), UpstreamMissing (404), UpstreamRejected (other 4xx), UpstreamFailure (no
+        connection, no head in time, 429, 5xx) or UpstreamInvalid.
+        """
+        try:
+            async with asyncio.timeout(self._head_limit):
+                reply, response = await self._authorised(call)
+        except NETWORK_ERRORS as error:
+            # Only the head limit gets here: what the network raises was told and translated where it was met.
+            raise failure_of(error, self.registry) from error
+        try:
+            yield reply
+        finally:
+            # Back to the pool, or closed where the body was not read to its end.
+            response.release()
+
+    async def _authorised(self, call: Call) -> tuple[Reply, aiohttp.ClientResponse]:
+        """The call with a token: the one that is known, and where the upstream wants another, one fresh attempt."""
+        sent = await self._auth.known(call.principal, call.repository)
+        response = await self._follow(call, sent)
+        if response.status == 401 and self._is_own(response.url):
+            challenges = response.headers.getall("WWW-Authenticate", [])
+            response.release()
+            sent = await self._auth.answer(challenges, call.principal, call.repository, sent)
+            response = await self._follow(call, sent)
+        try:
+            return await self._reply(call, response), response
+        except BaseException:
+            response.release()
+            raise
+
+    async def _reply(self, call: Call, response: aiohttp.ClientResponse) -> Reply:
+        if response.status in _REDIRECTS:
+            location = str(self._target(response))
+            return Reply(self.registry, response, self._tell, location)
+        if response.status < 300:
+            return Reply(self.registry, response, self._tell, None)
+        raise await self._error(call, response)
+
+    async def _follow(self, call: Call, authorization: str | None) -> aiohttp.ClientResponse:
+        """Send, and follow redirects: with Authorization on the upstream's own origin, without it anywhere else."""
+        url = self._url(call)
+        for _ in range(_MOST_REDIRECTS):
+            response = await self._send(call, url, authorization if self._is_own(url) else None)
+            if response.status not in _REDIRECTS:
+                return response
+            try:
+                url = self._target(response)
+                if not call.follow and not self._is_own(url):
+                    return response
+            except BaseException:
+                response.release()
+                raise
+            response.release()
+        raise UpstreamInvalid(f"{self.registry} redirects without end")
+
+    async def _send(self, call: Call, url: URL, authorization: str | None) -> aiohttp.ClientResponse:
+        headers = dict(call.headers)
+        if authorization is not None:
+            headers["Authorization"] = authorization
+        session = self._sessions["blobs" if call.kind == "blob" else "metadata"]
+        try:
+            response = await session.request(
+                call.method, url, headers=headers, allow_redirects=False, proxy=self._settings.proxy
+            )
+        except NETWORK_ERRORS as error:
+            failure = failure_of(error, self.registry)
+            self._tell(UpstreamAnswered(self.registry, call.kind, call.method, failure.reason))
+            raise failure from error
+        except asyncio.CancelledError:
+            # The head limit, or the end of the program; the first is the upstream's doing and is to be seen.
+            self._tell(UpstreamAnswered(self.registry, call.kind, call.method, "timeout"))
+            raise
+        self._tell(UpstreamAnswered(self.registry, call.kind, call.method, str(response.status)))
+        if (remaining := ratelimit_remaining(response.headers)) is not None:
+            self._tell(RateLimitSeen(self.registry, remaining))
+        return response
+
+    def _is_own(self, url: URL) -> bool:
+        return url.origin() == self._base.origin()
+
+    def _url(self, call: Call) -> URL:
+        url = URL(f"{self._base}/v2/{call.repository.name}/{call.path}", encoded=True)
+        return url.with_query(call.query) if call.query else url
+
+    def _target(self, response: aiohttp.ClientResponse) -> URL:
+        """Where a redirect leads. Raises UpstreamInvalid for what may not be followed."""
+        location = response.headers.get("Location", "")
+        try:
+            # Signed URLs are signed as they are written: nothing is encoded again.
+            target = response.url.join(URL(location, encoded=True))
+            good = bool(location) and target.scheme in {"http", "https"} and bool(target.host) and not target.user
+        except ValueError:
+            good = False
+        if not good:
+            raise UpstreamInvalid(f"{self.registry} redirects to something that is not a web address")
+        if response.url.scheme == "https" and target.scheme != "https":
+            raise UpstreamInvalid(f"{self.registry} redirects from https to http")
+        return target
+
+    async def _error(self, call: Call, response: aiohttp.ClientResponse) -> UpstreamError:
+        status = response.status
+        message = f"{self.registry} answered {status} for {call.kind} {call.repository.name}"
+        if status in {401, 403} and not self._is_own(response.url):
+            # A signed address that is over, or a store that is set up wrong: nothing about the principal's rights.
+            return UpstreamInvalid(f"{message}, at the address it redirected to")
+        if status in {401, 403}:
+            self._auth.refused(call.principal, call.repository)
+            challenge = self._auth.for_client(response.headers.getall("WWW-Authenticate", []))
+            return UpstreamRefused(status, message, challenge)
+        wait = retry_after(response.headers.get("Retry-After"), self._clock())
+        if status == 429:
+            return UpstreamFailure("429", message, retry_after=wait)
+        if status >= 500 or status < 400:
+            return UpstreamFailure("5xx", message, retry_after=wait)
+        code = code_in_body(await _error_body(response)) if call.method == "GET" else None
+        return UpstreamMissing(message, code) if status == 404 else UpstreamRejected(status, message, code)
+
+    async def _ask_token_server(self, request: TokenRequest) -> dict[str, object]:
+        """Ask for a token; no redirect is followed. Raises UpstreamRefused or UpstreamFailure."""
+        session, credential = self._sessions["metadata"], request.credential
+        try:
+            if credential is not None and credential.identity_token:
+                form = dict(request.parameters) | {
+                    "grant_type": "refresh_token", "refresh_token": credential.secret, "client_id": "pullthrough",
+                }  # fmt: skip
+                sending = session.post(request.realm, data=form, allow_redirects=False, proxy=self._settings.proxy)
+            else:
+                url = URL(request.realm).update_query(list(request.parameters))
+                headers = {"Authorization": credential.basic} if credential is not None else {}
+                sending = session.get(url, headers=headers, allow_redirects=False, proxy=self._settings.proxy)
+            async with sending as response:
+                self._tell(UpstreamAnswered(self.registry, "other", response.method, str(response.status)))
+                return await self._token_answer(response)
+        except NETWORK_ERRORS as error:
+            failure = failure_of(error, self.registry)
+            self._tell(UpstreamAnswered(self.registry, "other", "GET", failure.reason))
+            raise UpstreamFailure(failure.reason, f"the token server of {failure}", at_token_server=True) from error
+
+    async def _token_answer(self, response: aiohttp.ClientResponse) -> dict[str, object]:
+        message = f"the token server of {self.registry} answered {response.status}"
+        if response.status in {400, 401, 403, 404}:
+            raise UpstreamRefused(401, message)
+        if response.status != 200:
+            wait = retry_after(response.headers.get("Retry-After"), self._clock())
+            reason: Literal["429", "5xx"] = "429" if response.status == 429 else "5xx"
+            raise UpstreamFailure(reason, message, retry_after=wait, at_token_server=True)
+        try:
+            answer = json.loads(await _error_body(response))
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise UpstreamFailure("5xx", f"{message} with something that is not JSON", at_token_server=True)
+        return answer
+
+
+async def _error_body(response: aiohttp.ClientResponse) -> bytes:
+    """The body of an error or a token answer, as far as it is worth reading; empty where it breaks off."""
+    body = bytearray()
+    try:
+        while len(body) < _ERROR_BODY_LIMIT and (piece := await response.content.readany()):
+            body += piece
+    except NETWORK_ERRORS:
+        return b""
+    return bytes(body)
+
+
+def _credential_source(registry: str, settings: UpstreamSettings) -> CredentialSource | None:
+    if settings.credentials is None:
+        return None
+    host = URL(settings.url).authority
+    return CredentialSource(settings.credentials, dict.fromkeys([registry, host, *settings.aliases]))
+
+
+def _ssl_context(ca: Path | None) -> ssl.SSLContext:
+    """The system's certificate authorities, and the upstream's own besides."""
+    context = ssl.create_default_context()
+    if ca is not None:
+        context.load_verify_locations(cafile=ca)
+    return context

@@ -1,0 +1,85 @@
+"""What an upstream can do instead of answering. aiohttp's and asyncio's exceptions end at this room's door."""
+
+import asyncio
+import ssl
+
+import aiohttp
+
+from proxy.policy.backoff import Reason
+
+
+class UpstreamError(Exception):
+    """Any answer of an upstream that is not what was asked for. The message is for operators and holds no secret."""
+
+
+class UpstreamFailure(UpstreamError):
+    """The upstream cannot be relied on now: a stale answer is better than none.
+
+    `retry_after` in seconds; `at_token_server`: it was the token server that failed.
+    """
+
+    def __init__(
+        self, reason: Reason, message: str, *, retry_after: float | None = None, at_token_server: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after = retry_after
+        self.at_token_server = at_token_server
+
+
+class UpstreamInvalid(UpstreamFailure):
+    """The upstream answered what no registry may answer (HTML, wrong bytes, a forbidden redirect): as good as a 5xx."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("5xx", message)
+
+
+class WrongDigest(UpstreamInvalid):
+    """The bytes are not what their digest names."""
+
+
+class UpstreamRefused(UpstreamError):
+    """401 or 403: this principal may not. `challenge` is a WWW-Authenticate that may be handed to the client."""
+
+    def __init__(self, status: int, message: str, challenge: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.challenge = challenge
+
+
+class UpstreamMissing(UpstreamError):
+    """404. `code` is the upstream's own error code, where it is one of the specification's."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class UpstreamRejected(UpstreamError):
+    """Another 4xx: the upstream does not take this request."""
+
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+def failure_of(error: BaseException, registry: str) -> UpstreamFailure:
+    """The failure that a network exception means.
+
+    `TimeoutError` is an `OSError` since Python 3.11, so the order matters.
+    """
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return UpstreamFailure("connect", f"{registry} could not be connected to in time")
+    if isinstance(error, asyncio.TimeoutError):
+        return UpstreamFailure("timeout", f"{registry} did not answer in time")
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLError):
+        return UpstreamFailure("connect", f"{registry} has no certificate we trust: {error}")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return UpstreamFailure("connect", f"{registry} could not be connected to: {error.strerror or error}")
+    if isinstance(error, aiohttp.ClientConnectionError | ConnectionError | OSError):
+        return UpstreamFailure("connect", f"{registry} broke the connection off")
+    return UpstreamInvalid(f"{registry} answered something that is not HTTP: {type(error).__name__}")
+
+
+NETWORK_ERRORS: tuple[type[BaseException], ...] = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
