@@ -110,7 +110,7 @@ class Blobs:
         self._tell = tell
         self._missing = Missing(clock)
         self._fills: dict[Digest, Fill] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Fill] = {}
         self._vouching: SingleFlight[int] = SingleFlight("blob head")
 
     async def open(self, ask: Ask, digest: Digest, from_start: bool) -> BlobAnswer:
@@ -118,7 +118,7 @@ class Blobs:
 
         Raises UpstreamError, or Uncacheable where the blob is to be streamed past the cache.
         """
-        if self._is_here(digest):
+        if self._store.holds(digest):
             verdict = await self._ensure_right(ask, digest)
             stored = await self._open_stored(digest)
             if stored is not None:
@@ -156,9 +156,10 @@ class Blobs:
             raise
 
     async def close(self) -> None:
-        """End all fills and wait for them."""
-        for task in self._tasks:
-            task.cancel()
+        """End all fills and wait for them; those that only have to be put in place are let finish."""
+        for task, fill in self._tasks.items():
+            if not fill.verified:
+                task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._vouching.close()
 
@@ -172,19 +173,16 @@ class Blobs:
                 self._raise_if_missing(ask, digest)
                 self._circuits.raise_if_hopeless(ask)
                 fill = self._start_fill(ask, digest)
+            reader = fill.join(from_start)
             try:
-                await fill.confirmed()
-            except UpstreamError:
-                if own or _same_rights(fill.ask, ask):
-                    raise
-                # Another principal's or repository's failure says nothing about this one: begin anew.
-                continue
-            reader = fill.reader(from_start)
-            try:
+                await reader.confirmed()
                 if not own:
                     await self._ensure_right(ask, digest)
-            except BaseException:
+            except BaseException as error:
                 await reader.close()
+                # Another principal's or repository's failure says nothing about this one: begin anew.
+                if error is fill.error and isinstance(error, UpstreamError) and not _same_rights(fill.ask, ask):
+                    continue
                 raise
             return BlobAnswer(reader, Verdict(CacheState.MISS if own else CacheState.JOINED, 0.0))
 
@@ -192,8 +190,8 @@ class Blobs:
         fill = Fill(digest, ask, self._store, self._tell)
         self._fills[digest] = fill
         task = asyncio.get_running_loop().create_task(self._run_fill(fill), name=f"fill {digest}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = fill
+        task.add_done_callback(self._tasks.pop)
         return fill
 
     async def _run_fill(self, fill: Fill) -> None:
@@ -203,14 +201,15 @@ class Blobs:
             self._circuits.succeeded(ask)
             await self._rights.grant(ask, digest, media_type, size)
 
+        async def learn(error: UpstreamError) -> None:
+            await self._learn(ask, digest, error)
+            _log.warning("fill of %s from %s failed: %s", digest, ask.repository, error)
+
         try:
-            await fill.run(self._direct(ask, digest, None), grant)
+            await fill.run(self._direct(ask, digest, None), grant, learn)
         finally:
             if self._fills.get(digest) is fill:
                 del self._fills[digest]
-        await self._learn(ask, digest, fill.error)
-        if fill.error is not None:
-            _log.warning("fill of %s from %s failed: %s", digest, ask.repository, fill.error)
 
     async def _open_stored(self, digest: Digest) -> StoredBlob | None:
         try:
@@ -298,7 +297,7 @@ class Blobs:
         call = Call("blob", "GET", ask.repository, ask.principal, f"blobs/{digest}", headers=headers, follow=follow)
         return self._upstreams[ask.repository.registry].request(call)
 
-    async def _learn(self, ask: Ask, digest: Digest, error: Exception | None) -> None:
+    async def _learn(self, ask: Ask, digest: Digest, error: UpstreamError) -> None:
         if isinstance(error, UpstreamRefused):
             await self._rights.refuse(ask)
         elif isinstance(error, UpstreamMissing):

@@ -45,33 +45,41 @@ class Fill:
         self.size = 0
         self._store = store
         self._tell = tell
-        self._confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._confirmed: asyncio.Future[PartialBlob] = asyncio.get_running_loop().create_future()
         self._progress = asyncio.Event()
         self._partial: PartialBlob | None = None
         self._published: StoredBlob | None = None
         self._arrived = 0
-        self._verified = False
+        self.verified = False
         self._over = False
         self.error: Exception | None = None
         self._readers = 0
 
-    async def confirmed(self) -> None:
+    def join(self, from_start: bool) -> "FillReader":
+        """A reader of this fill; `from_start`: its body will begin at offset 0. Whoever joins closes the reader."""
+        self._readers += 1
+        return FillReader(self, from_start)
+
+    async def confirmed(self) -> PartialBlob:
         """Wait until the upstream has confirmed the blob and room was made for it.
 
-        Raises Uncacheable, or the UpstreamError that the fill met instead.
+        Raises Uncacheable, or the UpstreamError that the fill met instead, then or since.
         """
-        await asyncio.shield(self._confirmed)
-
-    def reader(self, from_start: bool) -> "FillReader":
-        """A reader of this confirmed fill; `from_start`: its body begins at offset 0."""
-        assert self._partial is not None  # noqa: S101 - what `confirmed` means
-        self._readers += 1
-        return FillReader(self, self._partial.file, from_start)
+        partial = await asyncio.shield(self._confirmed)
+        if self.error is not None:
+            raise self.error
+        return partial
 
     async def run(
-        self, request: AbstractAsyncContextManager[Reply], grant: Callable[[str, int], Awaitable[object]]
+        self,
+        request: AbstractAsyncContextManager[Reply],
+        grant: Callable[[str, int], Awaitable[object]],
+        learn: Callable[[UpstreamError], Awaitable[None]],
     ) -> None:
-        """Download, hash, publish. `grant` is told the media type and size once the upstream has confirmed them.
+        """Download, hash, publish.
+
+        `grant` is told the media type and size once the upstream has confirmed them, `learn` what the upstream did
+        instead; both before anybody who waits is woken.
 
         Never raises what concerns this blob only: that goes to those who wait and read.
         """
@@ -83,7 +91,10 @@ class Fill:
             assert self._partial is not None  # noqa: S101 - `_begin` made it
             await self._partial.publish()
             self._published = await self._store.open(self.digest)
-        except (UpstreamError, Uncacheable) as error:
+        except UpstreamError as error:
+            await learn(error)
+            self._fail(error)
+        except Uncacheable as error:
             self._fail(error)
         except (StorageError, OSError) as error:
             self._fail(Uncacheable(str(error)))
@@ -102,7 +113,7 @@ class Fill:
         self.size = size
         await grant(reply.headers.get("Content-Type", ""), size)
         self._partial = await self._store.begin(self.digest, size)
-        self._confirmed.set_result(None)
+        self._confirmed.set_result(self._partial)
 
     async def _receive(self, reply: Reply) -> None:
         hasher = self.digest.hasher()
@@ -121,11 +132,11 @@ class Fill:
                 await self._advance(keep, data)
         await self._advance(keep, bytes(waiting))
         if self._arrived < self.size:
-            raise UpstreamFailure("connect", f"{self.ask.repository.registry} ended {self.digest} early")
+            raise UpstreamFailure("5xx", f"{self.ask.repository.registry} ended {self.digest} early")
         if hasher.hexdigest() != self.digest.hex:
             self._tell(DigestMismatch(self.ask.repository.registry))
             raise WrongDigest(f"{self.ask.repository} {self.digest}: the blob's bytes have another digest")
-        self._verified = True
+        self.verified = True
         self._announce()
 
     async def _advance(self, keep: Callable[[int, bytes], None], data: bytes) -> None:
@@ -142,7 +153,7 @@ class Fill:
         event.set()
 
     def _fail(self, error: Exception) -> None:
-        if self._verified:
+        if self.verified:
             # Every byte is here and right: only keeping it failed, which no reader needs to know.
             _log.warning("blob %s is not kept: %s", self.digest, error)
             return
@@ -159,7 +170,7 @@ class Fill:
         Raises the error that ended the fill.
         """
         while True:
-            held_back = from_start and not self._verified and self._arrived == self.size
+            held_back = from_start and not self.verified and self._arrived == self.size
             end = self._arrived - 1 if held_back else self._arrived
             if position < end:
                 return end
@@ -185,14 +196,20 @@ class Fill:
 
 
 class FillReader:
-    """One body out of a fill; see `blobs.BlobSource`."""
+    """One body out of a fill; a `blobs.BlobSource` once it is `confirmed`."""
 
-    def __init__(self, fill: Fill, file: BinaryIO, from_start: bool) -> None:
-        self.size = fill.size
-        self.file = file
+    file: BinaryIO
+
+    def __init__(self, fill: Fill, from_start: bool) -> None:
+        self.size = 0
         self._fill = fill
         self._from_start = from_start
         self._open = True
+
+    async def confirmed(self) -> None:
+        """See `Fill.confirmed`. Only then there is a size and a file."""
+        self.file = (await self._fill.confirmed()).file
+        self.size = self._fill.size
 
     async def ready(self, position: int) -> int:
         """See `BlobSource.ready`. Raises UpstreamError or Uncacheable where the fill has failed."""

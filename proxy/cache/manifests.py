@@ -114,6 +114,9 @@ class Manifests:
         return _Known(load_proof(raw_proof), _content(digest, member, body, want_body))
 
     async def _fetch_digest(self, ask: Ask, digest: Digest, want_body: bool) -> _Outcome:
+        known = await self._know_digest(ask, digest, want_body)
+        if known.content is not None and proof_counts(known.proof, self._clock(), ask.lifetimes):
+            return _Outcome(known.content, CacheState.HIT)
         (body,) = await self._records.get(manifest_key(digest))
         local = body if body is not None and digest.matches(body) else None
         if local is not None or not want_body:
@@ -129,12 +132,7 @@ class Manifests:
     async def _by_tag(self, ask: Ask, tag: str, want_body: bool) -> ManifestAnswer:
         known = await self._know_tag(ask, tag, want_body)
         now = self._clock()
-        if (
-            known.record is not None
-            and known.content is not None
-            and known.freshness is Freshness.FRESH
-            and proof_counts(known.proof, now, ask.lifetimes)
-        ):
+        if known.record is not None and known.content is not None and self._good(ask, known):
             return self._tag_answer(ask, tag, _Outcome(known.content, CacheState.HIT, known.record))
         usable = (
             known.record is not None
@@ -143,6 +141,9 @@ class Manifests:
             and proof_counts_in_outage(known.proof, ask.principal, now, ask.lifetimes)
         )
         return await self._check(ask, tag, want_body, known, usable)
+
+    def _good(self, ask: Ask, known: _Known) -> bool:
+        return known.freshness is Freshness.FRESH and proof_counts(known.proof, self._clock(), ask.lifetimes)
 
     async def _know_tag(self, ask: Ask, tag: str, want_body: bool) -> _Known:
         raw_tag, raw_proof = await self._records.get(
@@ -166,11 +167,11 @@ class Manifests:
         if usable and circuit is not None:
             if circuit.until <= self._clock() and self._missing.find(ask, tag) is None:
                 # One probe a step goes out in the background. It is shared like any attempt and owned there.
-                self._flights.start(key, self._attempt(ask, tag, lambda: self._check_tag(ask, tag, want_body, known)))
+                self._flights.start(key, self._attempt(ask, tag, lambda: self._check_tag(ask, tag, want_body)))
             return self._stale_answer(ask, tag, known, circuit.reason, attempted=False)
         try:
             outcome, joined = await self._wait(
-                ask, tag, key, lambda: self._check_tag(ask, tag, want_body, known), patient=not usable
+                ask, tag, key, lambda: self._check_tag(ask, tag, want_body), patient=not usable
             )
         except UpstreamFailure as failure:
             if not usable:
@@ -178,8 +179,12 @@ class Manifests:
             return self._stale_answer(ask, tag, known, failure.reason, attempted=True)
         return self._tag_answer(ask, tag, replace(outcome, state=_shared(outcome.state, joined)))
 
-    async def _check_tag(self, ask: Ask, tag: str, want_body: bool, known: _Known) -> _Outcome:
+    async def _check_tag(self, ask: Ask, tag: str, want_body: bool) -> _Outcome:
+        # Read again: the attempt before this one may have ended after our caller looked.
+        known = await self._know_tag(ask, tag, want_body)
         record, now = known.record, self._clock()
+        if record is not None and known.content is not None and self._good(ask, known):
+            return _Outcome(known.content, CacheState.HIT, record)
         if record is not None and known.content is None and known.freshness is Freshness.FRESH:
             # A HEAD named this digest a while ago; a GET that named another one would contradict it.
             outcome = _Outcome(await self._origin.get(ask, Digest.parse(record.digest)), CacheState.MISS, record)

@@ -27,9 +27,9 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
             raise RangeUnsatisfiable
         return max(0, size - suffix), size
     start = int(match[1])
-    stop = int(match[2]) + 1 if match[2] else size
-    if stop <= start:
+    last = int(match[2]) if match[2] else None
+    if last is not None and last < start:
         return None
     if start >= size:
         raise RangeUnsatisfiable
-    return start, min(stop, size)
+    return start, size if last is None else min(last + 1, size)

@@ -39,6 +39,9 @@ class _Protocol(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what never became a request, or what failed outside of the handler."""
+        if isinstance(exc, ConnectionError):
+            # The client left, or its body was cut: aiohttp ends the connection quietly on this.
+            raise exc
         if status >= 500:
             _log.error("a request from %s failed", request.remote, exc_info=exc)
         else:

@@ -12,7 +12,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -71,7 +71,7 @@ class DiskBlobs:
         now = time.time()
         touch = now - entry.touched > _TOUCH_INTERVAL
         try:
-            file = await asyncio.to_thread(_open_blob, self._file(digest), entry.size, touch)
+            file = await _opened(_open_blob, self._file(digest), entry.size, touch)
         except BaseException as error:
             entry.readers -= 1
             if isinstance(error, FileNotFoundError):
@@ -91,7 +91,7 @@ class DiskBlobs:
                 raise NoRoom(f"no room for a blob of {size} bytes")
             self._reserved += size
             try:
-                file = await asyncio.to_thread(_allocate, self._fills / f"{digest.hex}.{uuid4().hex}", size)
+                file = await _opened(_allocate, self._fills / f"{digest.hex}.{uuid4().hex}", size)
             except BaseException as error:
                 self._reserved -= size
                 if isinstance(error, OSError):
@@ -206,6 +206,21 @@ class DiskPartial:
             self._store.release(self._size)
             await asyncio.to_thread(Path(self.file.name).unlink, missing_ok=True)
         self.file.close()
+
+
+async def _opened(opening: Callable[..., BinaryIO], *arguments: object) -> BinaryIO:
+    """Open a file in a thread. Who is cancelled meanwhile leaves no open file behind."""
+    task = asyncio.ensure_future(asyncio.to_thread(opening, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_close_result)
+        raise
+
+
+def _close_result(task: asyncio.Task[BinaryIO]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
 
 
 def _open_blob(file: Path, size: int, touch: bool) -> BinaryIO:

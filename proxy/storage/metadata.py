@@ -83,7 +83,8 @@ class DiskcacheMetadata:
         if self._cache is not None:
             await self._run(self._cache.close)
             self._cache = None
-        self._thread.shutdown()
+        # The thread is idle by now; waiting for its end would block the loop.
+        self._thread.shutdown(wait=False)
 
     def _open(self) -> Any:
         return diskcache.Cache(

@@ -77,6 +77,9 @@ def failure_of(error: BaseException, registry: str) -> UpstreamFailure:
         return UpstreamFailure("connect", f"{registry} has no certificate we trust: {error}")
     if isinstance(error, aiohttp.ClientConnectorError):
         return UpstreamFailure("connect", f"{registry} could not be connected to: {error.strerror or error}")
+    if isinstance(error, aiohttp.ClientPayloadError):
+        # It could be connected to, so this speaks of what was asked for, not of the whole upstream.
+        return UpstreamFailure("5xx", f"{registry} broke its answer off")
     if isinstance(error, aiohttp.ClientConnectionError | ConnectionError | OSError):
         return UpstreamFailure("connect", f"{registry} broke the connection off")
     return UpstreamInvalid(f"{registry} answered something that is not HTTP: {type(error).__name__}")

@@ -1,0 +1,33 @@
+"""The guard that every hermetic test runs under, and the fakes."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+from tests.fakes.registry import FakeRegistry, FakeStorage
+
+
+@pytest.fixture(autouse=True)
+def block_guard() -> Iterator[BlockBuster]:
+    """Whatever of ours blocks the event loop fails the test."""
+    with blockbuster_ctx("proxy") as guard:
+        yield guard
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[FakeRegistry]:
+    """A fake registry that runs."""
+    fake = FakeRegistry()
+    await fake.start()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture
+async def storage() -> AsyncIterator[FakeStorage]:
+    """A fake storage host that runs, for registries that redirect."""
+    fake = FakeStorage()
+    await fake.start()
+    yield fake
+    await fake.stop()

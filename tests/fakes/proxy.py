@@ -1,0 +1,104 @@
+"""A whole proxy in the test's process, on real sockets, with a clock that the test moves."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from multidict import CIMultiDictProxy
+
+from proxy.app import Application
+from proxy.settings import Settings
+from tests.fakes.clock import ManualClock
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client got."""
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+    @property
+    def state(self) -> str:
+        return self.headers.get("Cache-Status", "")
+
+    @property
+    def code(self) -> str:
+        """The OCI error code; fails where the body is no OCI error."""
+        errors = json.loads(self.body)["errors"]
+        assert self.headers["Content-Type"].startswith("application/json")
+        return str(errors[0]["code"])
+
+
+class Proxy:
+    """A running proxy and a client of it."""
+
+    def __init__(self, application: Application, clock: ManualClock, session: aiohttp.ClientSession) -> None:
+        self.application = application
+        self.clock = clock
+        self.session = session
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.application.listeners[0].address}"
+
+    @property
+    def admin_url(self) -> str:
+        assert self.application.admin is not None
+        return f"http://{self.application.admin.address}"
+
+    async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        """One request, its redirects not followed; header names are written with underscores."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.session.request(method, self.url + path, headers=named, allow_redirects=False) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def head(self, path: str, **headers: str) -> Answer:
+        return await self.get(path, "HEAD", **headers)
+
+    async def stored(self, blobs: int) -> None:
+        """Wait until so many blobs are in the cache: a body may end a moment before its blob is published."""
+        async with asyncio.timeout(10):
+            while await self.metric("pullthrough_cache_blobs") != blobs or await self.metric(
+                "pullthrough_fills_active"
+            ):
+                await asyncio.sleep(0)
+
+    async def metric(self, name: str) -> float:
+        """The sum of a metric's samples that begin with `name` (labels may be part of it)."""
+        async with self.session.get(self.admin_url + "/metrics") as response:
+            lines = (await response.text()).splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def make_settings(directory: Path, upstreams: Mapping[str, Mapping[str, Any]], **more: Any) -> Settings:
+    """Settings for one test; the first upstream is the default."""
+    first = next(iter(upstreams))
+    document: dict[str, Any] = {
+        "listen": [{"address": "127.0.0.1:0"}],
+        "admin": {"address": "127.0.0.1:0"},
+        "cache": {"directory": str(directory), "max_size": "1GiB", "min_free": 0},
+        "upstreams": {name: {"default": name == first, **upstream} for name, upstream in upstreams.items()},
+        "shutdown_timeout": "5s",
+    } | more
+    return Settings(**document)
+
+
+@asynccontextmanager
+async def running(settings: Settings, clock: ManualClock | None = None) -> AsyncIterator[Proxy]:
+    """A proxy that runs inside the context."""
+    clock = clock or ManualClock()
+    application = Application(settings, clock)
+    await application.start()
+    try:
+        options = aiohttp.ClientTimeout(total=20)
+        async with aiohttp.ClientSession(auto_decompress=False, timeout=options) as session:
+            yield Proxy(application, clock, session)
+    finally:
+        await application.close()

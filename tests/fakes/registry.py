@@ -1,0 +1,189 @@
+"""An in-process registry with a token server, redirects to a storage host, and faults that a test chooses."""
+
+import base64
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from proxy.oci.digest import Digest
+from tests.fakes.content import Image, digest_of
+from tests.fakes.server import FakeServer
+
+Fault = Callable[[web.BaseRequest], web.Response | None]
+
+
+@dataclass
+class FakeStorage(FakeServer):
+    """Where a registry may redirect blobs to: serves them by digest, and must never see an Authorization."""
+
+    blobs: dict[str, bytes] = field(default_factory=dict)
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        body = self.blobs.get(request.rel_url.path.lstrip("/"))
+        if body is None:
+            return web.Response(status=404, text="no such key")
+        return await self.send(request, body, {"Content-Type": "application/octet-stream"})
+
+
+@dataclass
+class FakeRegistry(FakeServer):
+    """One registry. `tags` and `members` are by repository; `fault` is asked first for each request."""
+
+    tags: dict[tuple[str, str], str] = field(default_factory=dict)
+    members: set[tuple[str, str]] = field(default_factory=set)
+    content: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    referrers: dict[str, bytes] = field(default_factory=dict)
+    fault: Fault | None = None
+    pause: Callable[[int], Awaitable[None]] | None = None
+    cut_at: int | None = None
+    blob_length: bool = True
+    honour_ranges: bool = True
+    head_blobs: bool = True
+    storage: FakeStorage | None = None
+    # Bearer: who may read. None: no authentication at all.
+    private: dict[str, set[str]] | None = None
+    passwords: dict[str, str] = field(default_factory=dict)
+    token_life: int = 300
+    realm: str = ""
+    basic: bool = False
+    _tokens: dict[str, str] = field(default_factory=dict)
+
+    def push(self, repository: str, tag: str, image: Image) -> None:
+        """Let `repository` have `image` under `tag`."""
+        self.tags[repository, tag] = image.digest
+        self.put(repository, image.media_type, image.manifest)
+        for blob in image.blobs:
+            self.put(repository, "application/octet-stream", blob)
+
+    def put(self, repository: str, media_type: str, content: bytes, digest: str | None = None) -> str:
+        """Let `repository` have `content`, under its own digest or a wrong one."""
+        digest = digest or digest_of(content)
+        self.content[digest] = (media_type, content)
+        self.members.add((repository, digest))
+        if self.storage is not None:
+            self.storage.blobs[digest] = content
+        return digest
+
+    def revoke_tokens(self) -> None:
+        """Every token that was given out is no good any more."""
+        self._tokens.clear()
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self.fault is not None and (response := self.fault(request)) is not None:
+            return response
+        path = request.rel_url.path
+        if path == "/token":
+            return self._token(request)
+        repository, kind, rest = _parse(path)
+        refusal = self._refusal(request, repository)
+        if refusal is not None:
+            return refusal
+        if kind == "manifests":
+            return await self._manifest(request, repository, rest)
+        if kind == "blobs":
+            return await self._blob(request, repository, rest)
+        if kind == "tags":
+            return self._list(request, repository)
+        if kind == "referrers" and rest in self.referrers:
+            return web.Response(body=self.referrers[rest], content_type="application/vnd.oci.image.index.v1+json")
+        return _error(404, "NAME_UNKNOWN")
+
+    async def _manifest(self, request: web.BaseRequest, repository: str, reference: str) -> web.StreamResponse:
+        digest = self.tags.get((repository, reference), reference)
+        if (repository, digest) not in self.members:
+            return _error(404, "MANIFEST_UNKNOWN")
+        media_type, body = self.content[digest]
+        headers = {"Content-Type": media_type, "Docker-Content-Digest": digest, "Content-Length": str(len(body))}
+        if request.method == "HEAD":
+            return web.Response(headers=headers)
+        self.sent += len(body)
+        return web.Response(body=body, headers=headers)
+
+    async def _blob(self, request: web.BaseRequest, repository: str, digest: str) -> web.StreamResponse:
+        if (repository, digest) not in self.members:
+            return _error(404, "BLOB_UNKNOWN")
+        if self.storage is not None:
+            return web.Response(status=307, headers={"Location": f"{self.storage.url}/{digest}?X-Signature=a%2Fb"})
+        _, body = self.content[digest]
+        headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest}
+        if request.method == "HEAD":
+            if not self.head_blobs:
+                return _error(401, "UNAUTHORIZED")
+            return web.Response(headers=headers | {"Content-Length": str(len(body))})
+        span = request.http_range if self.honour_ranges and "Range" in request.headers else None
+        if span is not None:
+            start = span.start or 0
+            stop = len(body) if span.stop is None else min(span.stop, len(body))
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(body)}"
+            return await self.send(request, body[start:stop], headers, 206, self.pause, self.cut_at)
+        return await self.send(request, body, headers, 200, self.pause, self.cut_at, self.blob_length)
+
+    def _list(self, request: web.BaseRequest, repository: str) -> web.Response:
+        tags = sorted(tag for name, tag in self.tags if name == repository)
+        if not tags:
+            return _error(404, "NAME_UNKNOWN")
+        query, headers = request.rel_url.query, {}
+        rest = [tag for tag in tags if tag > query.get("last", "")]
+        page = rest[: int(query["n"])] if "n" in query else rest
+        if len(page) < len(rest) and page:
+            headers["Link"] = f'</v2/{repository}/tags/list?last={page[-1]}&n={query["n"]}>; rel="next"'
+        body = json.dumps({"name": repository, "tags": page}).encode()
+        return web.Response(body=body, content_type="application/json", headers=headers)
+
+    # Authentication.
+
+    def _refusal(self, request: web.BaseRequest, repository: str) -> web.Response | None:
+        if self.private is None:
+            return None
+        header = request.headers.get("Authorization", "")
+        if self.basic:
+            user = _basic_user(header, self.passwords)
+            allowed = user is not None and user in self.private.get(repository, set())
+            return None if allowed else _error(401, "UNAUTHORIZED", {"WWW-Authenticate": 'Basic realm="here"'})
+        readable = self._tokens.get(header.removeprefix("Bearer "))
+        if readable == repository:
+            return None
+        realm = self.realm or f"{self.url}/token"
+        challenge = f'Bearer realm="{realm}",service="fake",scope="repository:{repository}:pull"'
+        return _error(401, "UNAUTHORIZED", {"WWW-Authenticate": challenge})
+
+    def _token(self, request: web.BaseRequest) -> web.Response:
+        assert self.private is not None
+        repository = request.rel_url.query["scope"].split(":")[1]
+        header = request.headers.get("Authorization")
+        user = _basic_user(header, self.passwords) if header else ""
+        if user is None:
+            return _error(401, "UNAUTHORIZED")
+        readers = self.private.get(repository)
+        token = f"token-{len(self._tokens)}-{user or 'anonymous'}"
+        # As Docker Hub does: a token is given anyway, with less access than was asked for.
+        self._tokens[token] = repository if readers is None or user in readers else ""
+        return web.json_response({"token": token, "expires_in": self.token_life})
+
+
+def _basic_user(header: str, passwords: dict[str, str]) -> str | None:
+    try:
+        user, _, password = base64.b64decode(header.removeprefix("Basic ")).decode().partition(":")
+    except ValueError:
+        return None
+    return user if passwords.get(user) == password else None
+
+
+def _parse(path: str) -> tuple[str, str, str]:
+    for kind in ("manifests", "blobs", "tags", "referrers"):
+        name, found, rest = path.removeprefix("/v2/").rpartition(f"/{kind}/")
+        if found:
+            return name, kind, rest
+    return "", "", ""
+
+
+def _error(status: int, code: str, headers: dict[str, str] | None = None) -> web.Response:
+    body = json.dumps({"errors": [{"code": code, "message": "the upstream's own words"}]}).encode()
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+
+
+def wrong_digest(content: bytes) -> str:
+    """A well-formed digest that `content` does not have."""
+    return str(Digest("sha256", digest_of(content + b"!").removeprefix("sha256:")))

@@ -1,0 +1,41 @@
+"""What every scenario stands on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.settings import Settings
+from tests.fakes.proxy import Proxy, make_settings, running
+from tests.fakes.registry import FakeRegistry
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture(autouse=True)
+async def no_task_left_behind() -> AsyncIterator[None]:
+    """Every task has an owner that ends it."""
+    before = asyncio.all_tasks()
+    yield
+    left = {task for task in asyncio.all_tasks() - before if not task.done() and task is not asyncio.current_task()}
+    assert not left, f"tasks left behind: {left}"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, registry: FakeRegistry) -> MakeSettings:
+    """Makes settings with the fake registry as `registry.test`, the default; keywords are further settings."""
+
+    def make(upstream: dict[str, Any] | None = None, **more: Any) -> Settings:
+        described = {"url": registry.url, "connect_timeout": "1s", "read_timeout": "2s"} | (upstream or {})
+        return make_settings(tmp_path / "cache", {"registry.test": described}, **more)
+
+    return make
+
+
+@pytest.fixture
+async def proxy(settings: MakeSettings) -> AsyncIterator[Proxy]:
+    """A proxy in front of the fake registry."""
+    async with running(settings()) as started:
+        yield started
