@@ -2,12 +2,13 @@
 # make test          every hermetic test
 # make check         ruff, mypy, import-linter and the tests
 # make test-clients  the real clients and registries (root, Debian 12, Go); installs them first
+# make bench         a cold and a warm blob beside a direct download
 # make clean         remove the environment; the cache stays
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check test-clients install-clients clean
+.PHONY: run test check bench test-clients install-clients clean
 
 run: .venv/.made
 	$(BIN)/pullthrough serve --config config/proxy.yaml
@@ -27,6 +28,9 @@ test-clients: .venv/.made-dev install-clients
 
 install-clients:
 	bash tests/clients/install.sh
+
+bench: .venv/.made-dev
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
