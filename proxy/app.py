@@ -149,6 +149,8 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
+    # Its default would end the process, and operators send it to daemons out of habit.
+    loop.add_signal_handler(signal.SIGHUP, _log.warning, "reloading is not available in this version: restart instead")
     application = Application(settings)
     await application.start()
     try:

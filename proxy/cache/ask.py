@@ -119,8 +119,10 @@ class Circuits:
         scope = scope_of(failure.reason, failure.at_token_server, ask.repository, ask.principal)
         before = self._circuits.get(scope)
         if before is None or before.until <= now:
-            # A failure while the circuit is open is one more of the same, not a further step.
-            self._circuits[scope] = open_circuit(before, failure.reason, failure.retry_after, now, self._jitter())
+            # A failure while the circuit is open is one more of the same, not a further step, nor a further line.
+            circuit = open_circuit(before, failure.reason, failure.retry_after, now, self._jitter())
+            self._circuits[scope] = circuit
+            _log.warning("%s (%s, failure %d of %s)", failure, failure.reason, circuit.failures, "/".join(scope[:2]))
 
     def succeeded(self, ask: Ask) -> None:
         """`ask` was answered."""

@@ -67,7 +67,7 @@ class Fill:
         """
         partial = await asyncio.shield(self._confirmed)
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)
         return partial
 
     async def run(
@@ -175,7 +175,8 @@ class Fill:
             if position < end:
                 return end
             if self.error is not None:
-                raise self.error
+                # Every reader raises the same exception; with their traces it would keep all of them alive.
+                raise self.error.with_traceback(None)
             await self._progress.wait()
 
     async def leave(self) -> None:

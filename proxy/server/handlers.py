@@ -24,7 +24,6 @@ from proxy.server.respond import API_VERSION, error_response, oci_error, state_h
 from proxy.settings import Address
 from proxy.telemetry.events import Tell
 
-_NO_CLUSTER = OCIError("DENIED", "this client belongs to no cluster of this proxy")
 _BLOB_TYPE = "application/octet-stream"
 
 
@@ -76,7 +75,7 @@ class Handlers:
         request, house = exchange.request, self.house
         cluster = select_cluster(house.settings.clusters, exchange.client)
         if cluster is None:
-            raise _NO_CLUSTER
+            raise OCIError("DENIED", "this client belongs to no cluster of this proxy")
         exchange.cluster = cluster
         query = request.rel_url.query
         exchange.route = route = parse_route(request.method, request.rel_url.raw_path, query)

@@ -19,6 +19,8 @@ from proxy.settings import Address
 
 _log = logging.getLogger("pullthrough.server")
 
+_CUT_AFTER = 0.2
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -66,7 +68,8 @@ class Listener:
 
     def __init__(self, address: Address, handler: Handler) -> None:
         self.address = address
-        self._runner = web.ServerRunner(_server(handler))
+        # Whoever closes a listener has waited for its bodies already; what still runs then is cut.
+        self._runner = web.ServerRunner(_server(handler), shutdown_timeout=_CUT_AFTER)
 
     async def start(self) -> None:
         """Listen. Raises ListenError. With port 0 the system chooses one; `address` then has it."""

@@ -67,7 +67,6 @@ def _upstream_error(error: UpstreamError, exchange: Exchange) -> OCIError:
     if isinstance(error, UpstreamRejected):
         return OCIError(error.code or "UNSUPPORTED", f"{registry} refused the request", status=error.status)
     if isinstance(error, UpstreamFailure):
-        _log.warning("%s", error)
         exchange.detail = exchange.detail or f"upstream-{error.reason}"
         return _failure(error, registry)
     return OCIError("UNKNOWN", f"{registry} could not be asked", status=502)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from proxy.app import Application, StartError
@@ -80,6 +81,9 @@ async def test_the_end_does_not_wait_for_ever(settings: Callable[..., Settings],
         async with proxy.session.get(f"{proxy.url}/v2/team/app/blobs/{digest}") as response:
             await response.content.readexactly(10)
             await proxy.application.drain()
+            await proxy.application.close()
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
     gate.open()
 
 
