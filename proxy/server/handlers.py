@@ -20,7 +20,7 @@ from proxy.server.body import send_head, send_source
 from proxy.server.exchange import Exchange
 from proxy.server.house import House
 from proxy.server.lists import answer_list
-from proxy.server.respond import API_VERSION, error_response, oci_error, state_headers
+from proxy.server.respond import EVERY_ANSWER, error_response, oci_error, state_headers
 from proxy.settings import Address
 from proxy.telemetry.events import Tell
 
@@ -80,7 +80,7 @@ class Handlers:
         query = request.rel_url.query
         exchange.route = route = parse_route(request.method, request.rel_url.raw_path, query)
         if isinstance(route, Ping):
-            return web.Response(body=b"{}", content_type="application/json", headers=API_VERSION)
+            return web.Response(body=b"{}", content_type="application/json", headers=EVERY_ANSWER)
         asked = Asked(query.get("ns"), exchange.client.host, route.name)
         repository = choose_repository(house.registries, cluster.upstreams, asked)
         principal = house.principal(cluster, repository.registry, request.headers.get("Authorization", ""))

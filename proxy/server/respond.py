@@ -25,13 +25,13 @@ _UNKNOWN_CODE = {
     "tags": "NAME_UNKNOWN",
     "referrers": "MANIFEST_UNKNOWN",
 }
-# Clients of the v1 protocol's days look for this; distribution still sends it.
-API_VERSION = {"Docker-Distribution-API-Version": "registry/2.0"}
+# Clients of the v1 protocol's days look for the first; the second would otherwise name libraries and their versions.
+EVERY_ANSWER = {"Docker-Distribution-API-Version": "registry/2.0", "Server": "pullthrough"}
 
 
 def error_response(error: OCIError, exchange: Exchange | None = None) -> web.Response:
     """An error as the specification wants it."""
-    headers = API_VERSION | error.headers
+    headers = EVERY_ANSWER | error.headers
     if exchange is not None:
         headers = common_headers(exchange) | headers
         if exchange.ask is not None:
@@ -83,7 +83,7 @@ def _failure(error: UpstreamFailure, registry: str) -> OCIError:
 
 def common_headers(exchange: Exchange) -> dict[str, str]:
     """What every answer about a registry carries (distribution-spec, "Registry proxying")."""
-    headers = dict(API_VERSION)
+    headers = dict(EVERY_ANSWER)
     if exchange.registry:
         headers["OCI-Namespace"] = exchange.registry
     return headers
