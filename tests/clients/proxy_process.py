@@ -1,0 +1,93 @@
+"""The proxy as its own process, the way people run it: `pullthrough serve`."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.clients.process import Daemon, free_port, run, wait_for
+from tests.clients.registries import Upstream
+from tests.clients.wire import Answer, answers, ask
+
+REGISTRY = "registry.test"
+PULLTHROUGH = Path(sys.executable).with_name("pullthrough")
+
+
+class Proxy:
+    """A proxy for `upstream` on a port of its own, which it keeps over restarts, as it does its cache.
+
+    The upstream is called registry.test, and is the default too: requests through Docker's `registry-mirrors` name no
+    registry.
+    """
+
+    def __init__(self, directory: Path, upstream: Upstream, registry: str = REGISTRY, **more: Any) -> None:
+        self.registry = registry
+        self.port, self.admin_port = free_port(), free_port()
+        self.directory = directory
+        self.cache = directory / "cache"
+        self.config = directory / "proxy.yaml"
+        directory.mkdir(parents=True)
+        self._document = {
+            "listen": [{"address": f"127.0.0.1:{self.port}"}],
+            "admin": {"address": f"127.0.0.1:{self.admin_port}"},
+            "cache": {"directory": str(self.cache), "max_size": "4GiB", "min_free": "1MiB"},
+            "upstreams": {registry: {"url": f"http://127.0.0.1:{upstream.port}", "default": True}},
+            "shutdown_timeout": "10s",
+        }
+        self.configure(**more)
+        self._daemon = self._start()
+        self.node_files = directory / "nodes"
+        url = f"http://127.0.0.1:{self.port}"
+        run(PULLTHROUGH, "hosts-toml", "--config", self.config, "--url", url, "--out", self.node_files)
+
+    def configure(self, **more: Any) -> None:
+        """Write the configuration anew, with these keys over the usual ones; counts from the next start on."""
+        self._document |= more
+        self.config.write_text(yaml.safe_dump(self._document))
+
+    def restart(self) -> None:
+        """Stop with SIGTERM, start again on the same cache."""
+        self.stop()
+        self._daemon = self._start()
+
+    def stop(self) -> None:
+        code = self._daemon.stop()
+        assert code == 0, f"the proxy ended with {code}:\n{self._daemon.log.read_text()[-4000:]}"
+
+    def get(self, path: str, method: str = "GET", source: str = "127.0.0.1") -> Answer:
+        return ask(self.port, path, method, source=source)
+
+    def tag_digest(self, repository: str, tag: str) -> str:
+        """The digest that clients are told now."""
+        answer = self.get(f"/v2/{self.registry}/{repository}/manifests/{tag}", "HEAD")
+        assert answer.status == 200, answer.headers
+        return str(answer.headers["Docker-Content-Digest"])
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        lines = ask(self.admin_port, "/metrics").body.decode().splitlines()
+        samples = [line for line in lines if line.startswith((f"{name} ", f"{name}{{"))]
+        return sum(float(line.rpartition(" ")[2]) for line in samples if all(label in line for label in wanted))
+
+    def blob_file(self, digest: str) -> Path:
+        """The blob's file, as soon as it is there: a body may end a moment before its blob is published."""
+        algorithm, _, digits = digest.partition(":")
+        file = self.cache / "blobs" / algorithm / digits[:2] / digits
+        wait_for(f"{digest} on disk", file.exists, within=10)
+        return file
+
+    def log(self) -> str:
+        return self._daemon.log.read_text()
+
+    def _start(self) -> Daemon:
+        daemon = Daemon([PULLTHROUGH, "serve", "--config", self.config], self.directory / "log", cwd=self.directory)
+        daemon.wait_until(lambda: answers(self.admin_port, "/readyz"))
+        return daemon
+
+
+def cluster(name: str, mode: str, network: str) -> Mapping[str, Any]:
+    """A cluster told by its network."""
+    return {"name": name, "mode": mode, "match": {"networks": [network]}}
