@@ -9,7 +9,7 @@ from tests.clients.nodes import KINDS
 from tests.clients.process import wait_for
 
 REPOSITORY = "team/moving"
-TTL = 5.0
+TTL = 8.0
 SHORT = {"manifests": {"tag_ttl": f"{TTL:.0f}s"}}
 
 
