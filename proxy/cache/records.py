@@ -9,9 +9,12 @@ list/<kind>/<repository>?<query>    a list of tags or of referrers
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import Field, TypeAdapter
 
 from proxy.oci.digest import Digest
+from proxy.oci.errors import OCIError
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal, Proof
 
@@ -42,6 +45,11 @@ def list_key(kind: str, repository: Repository, query: str) -> str:
     return f"list/{kind}/{repository}?{query}"
 
 
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+Time = Annotated[float, Field(allow_inf_nan=False)]
+_TIME = TypeAdapter[float](Time)
+
+
 class _Record:
     """A frozen dataclass that is kept as JSON; what cannot be read (another version, a damaged row) is absent."""
 
@@ -54,10 +62,13 @@ class _Record:
         """Out of the store's bytes, or None."""
         if raw is None:
             return None
+        adapter: TypeAdapter[Self] | None = _ADAPTERS.get(cls)
+        if adapter is None:
+            # Made once a class: building one takes a thousand times as long as using it.
+            adapter = _ADAPTERS[cls] = TypeAdapter(cls)
         try:
-            fields: dict[str, Any] = json.loads(raw)
-            return cls(**fields)
-        except (ValueError, TypeError):
+            return adapter.validate_json(raw, strict=True)
+        except (ValueError, OCIError):
             return None
 
 
@@ -69,9 +80,12 @@ class TagRecord(_Record):
     """
 
     digest: str
-    fetched: float
-    checked: float
+    fetched: Time
+    checked: Time
     upstream_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        Digest.parse(self.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +94,7 @@ class MemberRecord(_Record):
 
     media_type: str
     size: int
-    at: float
+    at: Time
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +103,7 @@ class ListRecord(_Record):
 
     media_type: str
     body: str
-    fetched: float
+    fetched: Time
     next_query: str | None = None
     filters_applied: str | None = None
 
@@ -102,7 +116,6 @@ def dump_proof(proof: Proof) -> bytes:
 def load_proof(raw: bytes | None) -> Proof | None:
     """A proof out of the store's bytes, or None."""
     try:
-        at = json.loads(raw) if raw is not None else None
+        return Proof(_TIME.validate_json(raw, strict=True)) if raw is not None else None
     except ValueError:
         return None
-    return Proof(float(at)) if isinstance(at, int | float) else None

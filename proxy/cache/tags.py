@@ -20,7 +20,8 @@ from proxy.upstream.errors import UpstreamFailure, UpstreamInvalid, UpstreamRefu
 # Nothing larger is held in memory; registries page long before.
 _LIST_LIMIT = 8 * 1024 * 1024
 
-_LINK = re.compile(r"<([^>]*)>([^<]*)")
+_LINK = re.compile(r"<([^<>]*)>([^<]*)")
+_LONGEST_LINK = 4096
 _NEXT = re.compile(r";\s*rel\s*=\s*(?:\"[^\"]*\bnext\b[^\"]*\"|next\b)", re.IGNORECASE)
 
 
@@ -122,8 +123,12 @@ def next_query(links: list[str]) -> str | None:
 
     Only the query is taken: wherever upstream says its next page is, ours is at the same path as this one.
     """
-    for target, parameters in _LINK.findall(", ".join(links)):
+    for target, parameters in _LINK.findall(", ".join(links)[:_LONGEST_LINK]):
         if _NEXT.search(parameters):
-            pairs = [(name, value) for name, value in parse_qsl(urlsplit(target).query) if name != "ns"]
-            return urlencode(pairs) if pairs else None
+            try:
+                pairs = parse_qsl(urlsplit(target).query, keep_blank_values=True)
+            except ValueError:
+                return None
+            kept = [(name, value) for name, value in pairs if name != "ns"]
+            return urlencode(kept) if kept else None
     return None

@@ -12,16 +12,19 @@ from urllib.parse import urlsplit
 import click
 
 from proxy.cli.config import CONFIG_OPTION, settings_or_exit
-from proxy.settings import Settings
+from proxy.settings import Settings, check_url
 
 _DIAL_TIMEOUT = "1s"
 
 
 def _url_option(_context: click.Context, _option: click.Parameter, value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise click.BadParameter("write http://proxy:5000")
-    return f"{parts.scheme}://{parts.netloc}"
+    try:
+        url = check_url(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}; write http://proxy:5000") from error
+    if urlsplit(url).path:
+        raise click.BadParameter("write http://proxy:5000, without a path")
+    return url
 
 
 @click.command("hosts-toml")

@@ -57,6 +57,6 @@ def code_in_body(body: bytes) -> str | None:
     """
     try:
         code = json.loads(body)["errors"][0]["code"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return code if isinstance(code, str) and code in STATUS_OF_CODE else None

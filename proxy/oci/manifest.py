@@ -1,6 +1,7 @@
 """Manifests and indexes: media types, descriptors, and what a body must satisfy before it is believed."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,15 @@ DOCKER_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 # different Accept headers, and a registry that is sent less may convert or refuse.
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*"))
 
+# Content types that gateways put on everything: the document, or what is known of it, has the last word.
+SAYS_NOTHING = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
+
 # At least this must pass (distribution-spec, "Pushing manifests"); nothing larger is taken from an upstream.
 MAX_MANIFEST_SIZE = 4 * 1024 * 1024
+
+
+# RFC 6838, section 4.2; what is none must never become a Content-Type of ours.
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 
 
 class ManifestInvalid(ValueError):
@@ -64,14 +72,16 @@ def parse_manifest(body: bytes, content_type: str) -> Manifest:
 
 def _media_type(document: dict[str, Any], content_type: str) -> str:
     own = document.get("mediaType")
-    if own is not None and not isinstance(own, str):
-        raise ManifestInvalid("the manifest's mediaType is not a string")
+    if own is not None and (
+        not isinstance(own, str) or not _MEDIA_TYPE.fullmatch(own or "a/b") or own.lower() == "text/html"
+    ):
+        raise ManifestInvalid("the manifest's mediaType is not a media type")
     # Some registries serve every manifest as JSON; then the document itself has the last word.
-    if content_type in {"", "application/json", "application/octet-stream", "text/plain"}:
+    if content_type in SAYS_NOTHING:
         return own or _guess(document)
     if content_type == "text/html":
         raise ManifestInvalid("the manifest was answered as text/html")
-    if own is not None and own.lower() != content_type:
+    if own and own.lower() != content_type:
         raise ManifestInvalid("the manifest's mediaType differs from its Content-Type")
     return content_type
 

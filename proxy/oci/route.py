@@ -16,6 +16,9 @@ from proxy.oci.reference import TagOrDigest, parse_name, parse_tag_or_digest
 MAX_PATH_LENGTH = 1024
 MAX_QUERY_VALUE_LENGTH = 1024
 
+# Lists are kept by their query, so keys that nobody knows would only fill the cache.
+_REFERRERS_KEYS = frozenset({"artifactType", "n", "last", "next_page", "nextPageToken", "page"})
+
 _SHAPE = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags)/(?P<rest>[^/]*)", re.DOTALL)
 
 
@@ -70,7 +73,7 @@ class ReferrersRoute:
 
     @property
     def query(self) -> dict[str, str]:
-        """The query as upstream is to see it: all but `ns`, since registries page referrers in ways of their own."""
+        """The query as upstream is to see it: the filter, and the keys that registries page with."""
         return dict(self.query_items)
 
 
@@ -92,7 +95,8 @@ def parse_route(method: str, raw_path: str, query: Mapping[str, str]) -> Route:
         raise OCIError("UNSUPPORTED", "there is nothing outside /v2/", status=404)
     shape = _SHAPE.fullmatch(path)
     if shape is None or (shape["kind"] == "tags" and shape["rest"] != "list"):
-        raise OCIError("UNSUPPORTED", "this proxy serves manifests, blobs, tags and referrers")
+        # Nothing at all is allowed there, which is what an empty Allow says (RFC 9110, section 10.2.1).
+        raise OCIError("UNSUPPORTED", "this proxy serves manifests, blobs, tags and referrers", headers={"Allow": ""})
     return _readable(method, _route(shape["kind"], parse_name(shape["name"]), shape["rest"], query))
 
 
@@ -105,11 +109,12 @@ def _route(kind: str, name: str, rest: str, query: Mapping[str, str]) -> Route:
         raise OCIError("UNSUPPORTED", "a value in the query is too long", status=400)
     if kind == "tags":
         return TagsRoute(name, query.get("n"), query.get("last"))
-    items = tuple(sorted((key, value) for key, value in query.items() if key != "ns"))
+    items = tuple(sorted((key, value) for key, value in query.items() if key in _REFERRERS_KEYS))
     return ReferrersRoute(name, Digest.parse(rest), items)
 
 
 def _readable(method: str, route: Route) -> Route:
-    if method == "GET" or (method == "HEAD" and not isinstance(route, TagsRoute | ReferrersRoute)):
+    allowed = ("GET",) if isinstance(route, TagsRoute | ReferrersRoute) else ("GET", "HEAD")
+    if method in allowed:
         return route
-    raise OCIError("UNSUPPORTED", "this proxy only serves pulls", headers={"Allow": "GET, HEAD"})
+    raise OCIError("UNSUPPORTED", "this proxy only serves pulls", headers={"Allow": ", ".join(allowed)})

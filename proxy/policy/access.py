@@ -5,7 +5,6 @@ lately, and the content needs *membership*, that the upstream served it in this 
 """
 
 import base64
-import binascii
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,5 +50,5 @@ def is_empty_authorization(header: str) -> bool:
         return not scheme
     try:
         return base64.b64decode(value.strip(), validate=True) in {b"", b":"}
-    except binascii.Error:
+    except ValueError:
         return False

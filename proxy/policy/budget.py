@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-_REMAINING = re.compile(r"(\d{1,12})(?:;w=\d+)?")
+_REMAINING = re.compile(r"([0-9]{1,12})(?:;w=[0-9]+)?")
 
 
 def ratelimit_remaining(headers: Mapping[str, str]) -> int | None:
@@ -23,6 +23,6 @@ def retry_after(header: str | None, now: float) -> float | None:
         return float(text[:9])
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+        return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)

@@ -38,7 +38,8 @@ def client_address(peer: str, forwarded_for: str, trusted: Sequence[Network]) ->
     for claimed in reversed(forwarded_for.split(",") if forwarded_for else []):
         if address is None or not _within(address, trusted):
             break
-        claim = parse_ip(claimed)
+        # Some load balancers append the client's port.
+        claim = parse_ip(claimed) or parse_ip(host_without_port(claimed.strip()))
         if claim is None:
             break
         address = claim

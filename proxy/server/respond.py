@@ -35,7 +35,7 @@ def error_response(error: OCIError, exchange: Exchange | None = None) -> web.Res
     if exchange is not None:
         headers = common_headers(exchange) | headers
         if exchange.ask is not None:
-            headers["Cache-Status"] = cache_status(Verdict(exchange.state, detail=exchange.detail or None))
+            headers["Cache-Status"] = _error_status(exchange)
     body = error_body(error.code, error.message)
     return web.Response(status=error.status, body=body, content_type="application/json", headers=headers)
 
@@ -101,6 +101,12 @@ def state_headers(exchange: Exchange, verdict: Verdict) -> dict[str, str]:
     return headers
 
 
+def _error_status(exchange: Exchange) -> str:
+    """The Cache-Status of an error: where it came from; nothing was stored."""
+    fwd = "miss" if exchange.state is CacheState.MISS else "bypass"
+    return "; ".join([f"pullthrough; fwd={fwd}", *([f"detail={exchange.detail}"] if exchange.detail else [])])
+
+
 def cache_status(verdict: Verdict) -> str:
     """The Cache-Status of RFC 9211, named `pullthrough`."""
     ttl = [f"ttl={math.ceil(verdict.ttl)}"] if verdict.ttl is not None else []
@@ -113,7 +119,7 @@ def cache_status(verdict: Verdict) -> str:
         case CacheState.STALE:
             parts = ["fwd=stale", *detail] if verdict.attempted else ["hit", *ttl, *detail]
         case CacheState.MISS:
-            parts = ["fwd=miss", *(detail or ["stored"])]
+            parts = ["fwd=miss", "stored"]
         case CacheState.JOINED:
             parts = ["fwd=miss", "collapsed"]
         case CacheState.PASS:

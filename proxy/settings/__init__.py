@@ -9,6 +9,7 @@ from proxy.settings.models import (
     MatchSettings,
     Settings,
     UpstreamSettings,
+    check_url,
 )
 from proxy.settings.units import Address, parse_address
 
@@ -22,6 +23,7 @@ __all__ = [
     "MatchSettings",
     "Settings",
     "UpstreamSettings",
+    "check_url",
     "load_settings",
     "parse_address",
 ]

@@ -7,7 +7,8 @@ mistakes are to be reported at once. So everything here tolerates values of any 
 from collections.abc import Iterator
 from typing import Any
 
-Mistake = tuple[tuple[str | int, ...], str]
+from proxy.settings.environment import Mistake
+from proxy.settings.units import parse_address
 
 
 def cross_mistakes(document: dict[str, Any]) -> Iterator[Mistake]:
@@ -30,7 +31,10 @@ def _list(value: object) -> list[Any]:
 
 
 def _names_twice(upstreams: dict[str, dict[str, Any]]) -> Iterator[Mistake]:
-    owner = {name.lower(): name for name in upstreams}
+    owner: dict[str, str] = {}
+    for name in upstreams:
+        if (first := owner.setdefault(name.lower(), name)) != name:
+            yield ("upstreams", name), f"{first} is the same registry: names do not tell case apart"
     for name, upstream in upstreams.items():
         for position, alias in enumerate(_list(upstream.get("aliases"))):
             first = owner.setdefault(str(alias).lower(), name)
@@ -39,9 +43,14 @@ def _names_twice(upstreams: dict[str, dict[str, Any]]) -> Iterator[Mistake]:
 
 
 def _defaults(upstreams: dict[str, dict[str, Any]]) -> Iterator[Mistake]:
-    defaults = [name for name, upstream in upstreams.items() if upstream.get("default") is True]
+    defaults = [name for name, upstream in upstreams.items() if _is_true(upstream.get("default"))]
     for name in defaults[1:]:
         yield ("upstreams", name, "default"), f"there is a default already: {defaults[0]}"
+
+
+def _is_true(value: object) -> bool:
+    """What the models take for true."""
+    return value == 1 or str(value).lower() in {"true", "yes", "on", "1", "t", "y"}
 
 
 def _clusters(clusters: object, upstreams: dict[str, dict[str, Any]]) -> Iterator[Mistake]:
@@ -68,16 +77,24 @@ def _clusters(clusters: object, upstreams: dict[str, dict[str, Any]]) -> Iterato
 
 
 def _listeners(document: dict[str, Any]) -> Iterator[Mistake]:
-    listed = _list(document.get("listen"))
-    addresses = [str(entry.get("address")) for entry in listed if isinstance(entry, dict)]
+    listed = _list(document.get("listen")) or [{"address": "0.0.0.0:5000"}]
+    addresses = [_address(entry.get("address")) for entry in listed if isinstance(entry, dict)]
     for position, address in enumerate(addresses):
         if address in addresses[:position]:
             yield ("listen", position, "address"), f"{address} is listened on already"
     admin = document.get("admin")
-    if isinstance(admin, dict) and str(admin.get("address")) in addresses:
+    if _address(admin.get("address", "127.0.0.1:5001") if isinstance(admin, dict) else "127.0.0.1:5001") in addresses:
         yield ("admin", "address"), "the admin listener needs an address of its own"
     for position, cluster in enumerate(_list(document.get("clusters"))):
         match = cluster.get("match") if isinstance(cluster, dict) else None
         for place, listener in enumerate(_list(match.get("listeners")) if isinstance(match, dict) else []):
-            if addresses and str(listener) not in addresses:
+            if _address(listener) not in addresses:
                 yield ("clusters", position, "match", "listeners", place), f"nothing listens on {listener}"
+
+
+def _address(value: object) -> str:
+    """An address in one spelling; what is none stays what it is, the models report it."""
+    try:
+        return str(parse_address(value))
+    except ValueError:
+        return str(value)

@@ -1,15 +1,16 @@
 """Reads the configuration file; reports all mistakes at once, each with its path in the file."""
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
-from proxy.settings.checks import Mistake, cross_mistakes
+from proxy.settings.checks import cross_mistakes
+from proxy.settings.environment import Mistake, overlay
 from proxy.settings.models import Settings
 
 
@@ -27,26 +28,26 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[object] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int) and key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key} is given twice", key_node.start_mark
+                    problem=f"{key} is given twice", problem_mark=key_node.start_mark
                 )
             seen.add(key if isinstance(key, str | int) else id(key_node))
         return super().construct_mapping(node, deep)
 
 
-def load_settings(file: Path) -> Settings:
+def load_settings(file: Path, environment: Mapping[str, str] = os.environ) -> Settings:
     """The settings in `file` with the environment on top. Raises ConfigurationError with every mistake."""
     document = _read(file)
-    mistakes: list[Mistake] = []
+    mistakes = list(overlay(document, environment, Settings.model_fields))
     settings: Settings | None = None
     try:
-        settings = Settings(**document)
+        settings = Settings.model_validate(document)
     except ValidationError as error:
-        mistakes.extend(_model_mistakes(error))
-    except SettingsError as error:
-        mistakes.append((("environment",), str(error)))
+        mistakes.extend(_model_mistakes(error, document))
     mistakes.extend(cross_mistakes(document))
     if mistakes or settings is None:
         raise ConfigurationError([f"{_path(location)}: {message}" for location, message in _once(mistakes)])
@@ -59,21 +60,32 @@ def _read(file: Path) -> dict[str, Any]:
         document = yaml.load(file.read_bytes(), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigurationError([f"{file}: {error.strerror}"]) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError([f"{file}: {' '.join(str(error).split())}"]) from error
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise ConfigurationError([f"{file}: the file is not a mapping of settings"])
     return document
 
 
-def _model_mistakes(error: ValidationError) -> Iterator[Mistake]:
+def _model_mistakes(error: ValidationError, document: dict[str, Any]) -> Iterator[Mistake]:
     found = error.errors()
     for item in found:
         location = tuple(item["loc"])
         # A list whose only entry is bad counts as empty too; the entry's own mistake says it better.
         below = any(other["loc"][: len(location)] == item["loc"] and other is not item for other in found)
         if item["type"] != "too_short" or not below:
-            yield location, _MESSAGES.get(item["type"], _message(item["msg"]))
+            named = location[-1:] if item["type"] == "missing" else ()
+            message = _MESSAGES.get(item["type"], _message(item["msg"]))
+            yield (*_in_document(location[: len(location) - len(named)], document), *named), message
+
+
+def _in_document(location: tuple[str | int, ...], node: Any) -> Iterator[str | int]:
+    """The parts of pydantic's `location` that somebody wrote: it names members of unions and validators as well."""
+    for part in location:
+        in_list = isinstance(node, list) and isinstance(part, int) and part < len(node)
+        if in_list or (isinstance(node, dict) and part in node):
+            node = node[part]
+            yield part
 
 
 _MESSAGES = {"extra_forbidden": "there is no such setting", "missing": "this setting is required"}
@@ -94,19 +106,11 @@ def _once(mistakes: list[Mistake]) -> list[Mistake]:
     return list(first.values())
 
 
-# What pydantic adds to a location for the members of a union, which nobody wrote in the file.
-_NOT_IN_THE_FILE = re.compile(
-    r"function-.*|literal\[.*|constrained-.*|\[key\]|bool|int|str|IPv[46]Network|.*\(.*|dict\[.*"
-)
-
-
 def _path(location: tuple[str | int, ...]) -> str:
     path = ""
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif _NOT_IN_THE_FILE.fullmatch(part):
-            continue
         else:
             name = f'"{part}"' if "." in part else part
             path += f".{name}" if path else name

@@ -5,14 +5,17 @@ that is silently without effect is worse than one that is missing.
 """
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from proxy.settings.units import Duration, ListenAddress, Size, parse_address
+
+# Labels of letters, digits, hyphens and the underscores that some internal names have; IPv4 addresses fit as well.
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?", re.ASCII)
 
 
 def _not_yet(what: str) -> Any:
@@ -24,19 +27,29 @@ def _not_yet(what: str) -> Any:
     return AfterValidator(refuse)
 
 
-def _http_url(value: str) -> str:
+def check_url(value: str) -> str:
+    """An http or https URL that can be dialled, without its last slashes. Raises ValueError."""
     parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if parts.scheme not in {"http", "https"} or not _is_host(parts):
         raise ValueError("not an http:// or https:// URL")
-    if parts.username is not None or parts.query or parts.fragment:
+    if parts.username is not None or "?" in value or "#" in value:
         raise ValueError("the URL holds more than scheme, host, port and path")
-    _ = parts.port  # raises ValueError for a port that is none
     return value.rstrip("/")
+
+
+def _is_host(parts: SplitResult) -> bool:
+    """Does the URL name a host that could be dialled, and a port, if any, that is one?"""
+    host = parts.hostname or ""
+    try:
+        _ = parts.port
+        return bool(_HOST.fullmatch(host)) or bool(ipaddress.IPv6Address(host.partition("%")[0]))
+    except ValueError:
+        return False
 
 
 def _proxy_url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme != "http" or not parts.hostname:
+    if parts.scheme != "http" or not _is_host(parts):
         raise ValueError("not an http:// URL")
     return value
 
@@ -44,14 +57,16 @@ def _proxy_url(value: str) -> str:
 def _registry_name(value: str) -> str:
     name = value.lower()
     parts = urlsplit(f"//{name}")
-    if not parts.hostname or parts.netloc != name or "/" in name or "@" in name or " " in name:
+    if parts.netloc != name or "@" in name or not _is_host(parts):
         raise ValueError("not a registry's name: write docker.io or registry.example:5000")
     return name
 
 
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
+HttpUrl = Annotated[str, AfterValidator(check_url)]
 ProxyUrl = Annotated[str, AfterValidator(_proxy_url)]
 RegistryName = Annotated[str, AfterValidator(_registry_name)]
+# Nothing at all would be read as no limit.
+Timeout = Annotated[Duration, Field(gt=0)]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -109,7 +124,8 @@ class ManifestOverrides(_Model):
 class CredentialSettings(_Model):
     """Where the proxy's own credential for a registry comes from: exactly one of three ways."""
 
-    username: str | None = None
+    # A user called 123 is written without quotes.
+    username: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
     password_file: Path | None = None
     docker_config: Path | None = None
     helper: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]+$")] | None = None
@@ -133,8 +149,8 @@ class UpstreamSettings(_Model):
     manifests: ManifestOverrides = ManifestOverrides()
     ca: Path | None = None
     proxy: ProxyUrl | None = None
-    connect_timeout: Duration = 5.0
-    read_timeout: Duration = 30.0
+    connect_timeout: Timeout = 5.0
+    read_timeout: Timeout = 30.0
     max_connections: Annotated[int, Field(ge=1)] = 64
     parallel: Annotated[int, Field(ge=1, le=16)] = 4
 
@@ -171,20 +187,8 @@ class LogSettings(_Model):
     access: bool = True
 
 
-class Settings(BaseSettings):
-    """The whole configuration; environment variables `PULLTHROUGH_…` win over the file.
-
-    Unknown variables of that prefix are ignored on purpose: Kubernetes injects `PULLTHROUGH_PORT` and the like into
-    every pod beside a Service named pullthrough.
-    """
-
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        env_prefix="PULLTHROUGH_",
-        env_nested_delimiter="__",
-        validate_default=False,  # defaults are in seconds and bytes already
-    )
+class Settings(_Model):
+    """The whole configuration."""
 
     listen: Annotated[tuple[ListenSettings, ...], Field(min_length=1)] = (
         ListenSettings(address=parse_address("0.0.0.0:5000")),
@@ -198,15 +202,3 @@ class Settings(BaseSettings):
     clusters: Annotated[tuple[ClusterSettings, ...], Field(min_length=1)] = (ClusterSettings(name="default"),)
     shutdown_timeout: Duration = 60.0
     log: LogSettings = LogSettings()
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment before the file (which comes in as init arguments), and nothing else."""
-        return env_settings, init_settings

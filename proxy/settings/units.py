@@ -7,9 +7,11 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+# Longer numbers than these say nothing that anybody means, and would not fit a float.
+_NUMBER = r"([0-9]{1,15}(?:\.[0-9]{1,15})?)"
+_DURATION = re.compile(rf"{_NUMBER}(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)")
+_SIZE = re.compile(rf"{_NUMBER}\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)")
 _BYTES = {
     "B": 1,
     "KiB": 1 << 10,
@@ -65,11 +67,17 @@ def parse_address(value: object) -> Address:
     if isinstance(value, Address):
         return value
     match = (
-        re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/]+)):(\d{1,5})", value) if isinstance(value, str) else None
+        re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/]+)):([0-9]{1,5})", value) if isinstance(value, str) else None
     )
     if match is None or int(match[3]) > 65535:
         raise ValueError("not an address: write 0.0.0.0:5000 or [::]:5000")
-    return Address(match[1] or match[2], int(match[3]))
+    if match[1] is None:
+        return Address(match[2], int(match[3]))
+    try:
+        # In its one canonical spelling, since clusters are matched by it.
+        return Address(str(ipaddress.IPv6Address(match[1])), int(match[3]))
+    except ValueError:
+        raise ValueError("not an address: brackets hold an IPv6 address") from None
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]

@@ -57,6 +57,8 @@ def open_directory(path: Path) -> CacheDirectory:
         _check_format(path)
         for name in ("blobs", "fills", "metadata"):
             (path / name).mkdir(mode=0o700, exist_ok=True)
+            # A restored backup may be open to all, and what stands in `metadata` is read back.
+            (path / name).chmod(0o700)
         return CacheDirectory(path, _key(path / "key"), lock)
     except BaseException as error:
         if lock >= 0:
@@ -76,7 +78,7 @@ def _lock(lock: int, path: Path) -> None:
 def _check_format(path: Path) -> None:
     file = path / "format"
     try:
-        found = file.read_text().strip()
+        found = file.read_text(errors="replace").strip()
     except FileNotFoundError:
         _write_new(file, FORMAT.encode())
         return
@@ -92,6 +94,7 @@ def _key(file: Path) -> bytes:
     if len(key) != 32:
         key = secrets.token_bytes(32)
         _write_new(file, key)
+    file.chmod(0o600)
     return key
 
 

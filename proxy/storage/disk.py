@@ -9,6 +9,7 @@ Invariants:
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import time
@@ -134,14 +135,20 @@ class DiskBlobs:
         self._stored += size
 
     async def _make_room(self, need: int) -> bool:
-        free = (await asyncio.to_thread(shutil.disk_usage, self._blobs)).free
-        candidates = (Candidate(digest, entry.size, entry.readers > 0) for digest, entry in self._index.items())
-        victims = choose_victims(
-            candidates, need, Room(self._max_size, self._stored + self._reserved, self._min_free, free)
-        )
-        for digest, reason in victims or ():
-            await self.remove(digest, reason)
-        return victims is not None
+        """Evict until `need` bytes fit; False where they never will."""
+        while True:
+            try:
+                free = (await asyncio.to_thread(shutil.disk_usage, self._blobs)).free
+            except OSError as error:
+                raise StorageError(f"the free space of {self._blobs} is unknown: {error.strerror}") from error
+            candidates = (Candidate(digest, entry.size, entry.readers > 0) for digest, entry in self._index.items())
+            room = Room(self._max_size, self._stored + self._reserved, self._min_free, free)
+            victims = choose_victims(candidates, need, room)
+            if not victims:
+                return victims is not None
+            # While one is unlinked the next may have found a reader: then others have to go instead.
+            if all([await self.remove(digest, reason) for digest, reason in victims]):
+                return True
 
     def _forget(self, digest: Digest) -> None:
         entry = self._index.pop(digest, None)
@@ -153,7 +160,8 @@ class DiskBlobs:
 
     def _scan(self) -> list[tuple[Digest, int, float]]:
         for leftover in self._fills.iterdir():
-            leftover.unlink()
+            if leftover.is_file():
+                leftover.unlink()
         return sorted(_finished(self._blobs), key=lambda found: found[2])
 
 
@@ -230,7 +238,9 @@ def _open_blob(file: Path, size: int, touch: bool) -> BinaryIO:
         if os.fstat(stream.fileno()).st_size != size:
             raise FileNotFoundError(file)
         if touch:
-            os.utime(file)
+            # A disk that takes no writes any more still has the bytes.
+            with contextlib.suppress(OSError):
+                os.utime(file)
     except BaseException:
         stream.close()
         raise
@@ -261,6 +271,8 @@ def _finished(blobs: Path) -> Iterator[tuple[Digest, int, float]]:
         try:
             digest = Digest.parse(f"{file.parent.parent.name}:{file.name}")
         except OCIError:
+            continue
+        if not file.is_file() or file.is_symlink():
             continue
         status = file.stat()
         yield digest, status.st_size, status.st_mtime

@@ -8,10 +8,17 @@ The rule for realms (PROTOCOL, section 6): a token realm has the upstream's own 
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from urllib.parse import urlsplit
 
-_SCHEME = re.compile(r"\s*,?\s*([A-Za-z][A-Za-z0-9._~+-]*)(?:\s+|$)(?!=)")
-_PARAMETER = re.compile(r"\s*,?\s*([A-Za-z0-9_-]+)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]+))")
+_WORD = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+# One element at a time, from a fixed position on: a parameter, or a scheme (with a token68 that nobody needs).
+_PARAMETER = re.compile(rf"({_WORD})[ \t]*=[ \t]*(?:\"((?:[^\"\\]|\\.)*)\"|([^ \t,\"]+))")
+_SCHEME = re.compile(rf"({_WORD})(?:[ \t]+[A-Za-z0-9._~+/-]+=*(?=[ \t]*(?:,|$)))?(?=[ \t,]|$)")
+_BETWEEN = re.compile(r"[ \t,]+")
+# Registries' challenges have a few hundred bytes; longer ones are cut, and more of them not looked at.
+_LONGEST_HEADER = 4096
+_MOST_HEADERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +35,31 @@ class Challenge:
 
 def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
     """All challenges in WWW-Authenticate `headers` (RFC 9110, section 11.6.1), in their order."""
-    return [challenge for header in headers for challenge in _challenges(header)]
+    return [
+        challenge for header in islice(headers, _MOST_HEADERS) for challenge in _challenges(header[:_LONGEST_HEADER])
+    ]
 
 
 def _challenges(header: str) -> Iterator[Challenge]:
-    position = 0
-    while match := _SCHEME.match(header, position):
-        position = match.end()
-        parameters = []
-        while parameter := _PARAMETER.match(header, position):
+    position, scheme, parameters = 0, "", dict[str, str]()
+    while position < len(header):
+        if between := _BETWEEN.match(header, position):
+            position = between.end()
+        elif parameter := _PARAMETER.match(header, position):
             quoted = parameter[2]
             value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else parameter[3]
-            parameters.append((parameter[1].lower(), value))
+            # A parameter may stand once only (RFC 9110); of two the first is judged and handed on.
+            parameters.setdefault(parameter[1].lower(), value)
             position = parameter.end()
-        yield Challenge(match[1].lower(), tuple(parameters))
+        elif found := _SCHEME.match(header, position):
+            if scheme:
+                yield Challenge(scheme, tuple(parameters.items()))
+            scheme, parameters = found[1].lower(), {}
+            position = found.end()
+        else:
+            break
+    if scheme:
+        yield Challenge(scheme, tuple(parameters.items()))
 
 
 def realm_allowed(realm: str, upstream_url: str, token_realms: Collection[str]) -> bool:

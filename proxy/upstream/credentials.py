@@ -6,7 +6,6 @@ a helper's answer, which costs a process, is kept for a while.
 
 import asyncio
 import base64
-import binascii
 import json
 import time
 from collections.abc import Iterable
@@ -72,18 +71,18 @@ class CredentialSource:
     async def _from_docker_config(self, file: Path) -> Credential:
         try:
             config = json.loads(await _read(file))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CredentialsUnavailable(f"{file} is not JSON") from error
         if not isinstance(config, dict):
             raise CredentialsUnavailable(f"{file} is not a docker config.json")
         helpers, auths = _mapping(config, "credHelpers"), _mapping(config, "auths")
         for name in self._names:
-            if isinstance(helpers.get(name), str):
+            if _text(helpers.get(name)):
                 return await self._from_helper(helpers[name], [name])
         for name in _spellings(self._names):
             if isinstance(auths.get(name), dict) and (credential := _from_auth(auths[name], file)):
                 return credential
-        if isinstance(config.get("credsStore"), str):
+        if _text(config.get("credsStore")):
             return await self._from_helper(config["credsStore"], self._names)
         raise CredentialsUnavailable(f"{file} has nothing for {self._names[-1]}")
 
@@ -119,20 +118,28 @@ def _spellings(names: Iterable[str]) -> Iterable[str]:
     for name in names:
         yield name
         if "://" not in name:
-            yield from (f"https://{name}", f"https://{name}/v2/", f"https://{name}/v1/", f"http://{name}")
+            places = ("", "/", "/v1", "/v1/", "/v2", "/v2/")
+            yield from (f"{scheme}://{name}{place}" for scheme in ("https", "http") for place in places)
 
 
 def _from_auth(entry: dict[str, Any], file: Path) -> Credential | None:
     """One entry of `auths`: an identity token, `username` and `password`, or both in base64 as `auth`."""
-    if entry.get("identitytoken"):
-        return Credential("<token>", str(entry["identitytoken"]), identity_token=True)
-    if entry.get("username") and entry.get("password"):
-        return Credential(str(entry["username"]), str(entry["password"]))
+    if token := _text(entry.get("identitytoken")):
+        return Credential("<token>", token, identity_token=True)
+    if (user := _text(entry.get("username"))) and (password := _text(entry.get("password"))):
+        return Credential(user, password)
+    # Go's decoder, which wrote the file, takes line ends.
+    packed = "".join(_text(entry.get("auth")).split())
     try:
-        username, colon, secret = base64.b64decode(str(entry.get("auth", "")), validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError) as error:
+        username, colon, secret = base64.b64decode(packed, validate=True).decode().partition(":")
+    except ValueError as error:
         raise CredentialsUnavailable(f"{file} has an auth that is not base64") from error
     return Credential(username, secret.rstrip("\0")) if colon else None
+
+
+def _text(value: object) -> str:
+    """A string that says something; Docker's tools leave empty ones and nulls behind."""
+    return value if isinstance(value, str) else ""
 
 
 async def _ask_helper(helper: str, name: str) -> Credential | None:
@@ -142,8 +149,8 @@ async def _ask_helper(helper: str, name: str) -> Credential | None:
             f"docker-credential-{helper}", "get",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
-    except OSError as error:
-        raise CredentialsUnavailable(f"docker-credential-{helper} cannot be run: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise CredentialsUnavailable("the docker credential helper cannot be run") from error
     try:
         output, _ = await asyncio.wait_for(process.communicate(name.encode()), _HELPER_TIMEOUT)
     except TimeoutError as error:
@@ -162,7 +169,9 @@ async def _ask_helper(helper: str, name: str) -> Credential | None:
 def _helper_answer(helper: str, output: bytes) -> Credential:
     try:
         answer = json.loads(output)
-        username, secret = str(answer["Username"]), str(answer["Secret"])
-    except (ValueError, KeyError, TypeError) as error:
+        username, secret = _text(answer["Username"]), _text(answer["Secret"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CredentialsUnavailable(f"docker-credential-{helper} answered something unexpected") from error
+    if not username and not secret:
+        raise CredentialsUnavailable(f"docker-credential-{helper} answered with nothing")
     return Credential(username, secret, identity_token=username == "<token>")

@@ -1,0 +1,38 @@
+"""Environment variables over the file: `PULLTHROUGH_CACHE__MAX_SIZE=10GiB` is `cache: {max_size: 10GiB}`.
+
+Values are read as YAML, like the file, so lists and mappings can be given too. They are laid over the document before
+anything is checked, so that the checks see what would run. Variables of that prefix whose first part is no setting are
+ignored on purpose: Kubernetes injects `PULLTHROUGH_PORT` and the like where a Service is named pullthrough.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import yaml
+
+PREFIX = "PULLTHROUGH_"
+
+Mistake = tuple[tuple[str | int, ...], str]
+
+
+def overlay(document: dict[str, Any], environment: Mapping[str, str], settings: Collection[str]) -> Iterator[Mistake]:
+    """Lay the variables for `settings` over `document`; gives the mistakes in them."""
+    for name in sorted(environment):
+        path = tuple(name[len(PREFIX) :].lower().split("__"))
+        if not name.upper().startswith(PREFIX) or path[0] not in settings:
+            continue
+        try:
+            value = yaml.safe_load(environment[name])
+        except (yaml.YAMLError, ValueError, RecursionError):
+            yield path, f"the environment variable {name} cannot be read"
+            continue
+        _put(document, path, value)
+
+
+def _put(document: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for part in path[:-1]:
+        below = document.get(part)
+        # A copy: the file may have said one mapping in two places.
+        document[part] = dict(below) if isinstance(below, dict) else {}
+        document = document[part]
+    document[path[-1]] = value

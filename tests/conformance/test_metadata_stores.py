@@ -1,0 +1,154 @@
+"""What every MetadataStore does."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from proxy.storage.base import MetadataStore
+from proxy.storage.metadata import DiskcacheMetadata
+from tests.conformance.memory import MemoryMetadata
+from tests.fakes.clock import ManualClock
+
+
+class Stores:
+    """Opens the store, and opens it again as after a restart."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._open: Any = None
+
+    async def start(self) -> MetadataStore:
+        await self.stop()
+        self._open = self._make()
+        await self._open.open()
+        return cast(MetadataStore, self._open)
+
+    async def stop(self) -> None:
+        if self._open is not None:
+            store, self._open = self._open, None
+            await store.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
+    """The wall clock, which records end by."""
+    manual = ManualClock()
+    monkeypatch.setattr(time, "time", manual)
+    return manual
+
+
+@pytest.fixture(params=["diskcache", "memory"])
+async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
+    shelf: dict[str, tuple[bytes, float]] = {}
+    made = {"diskcache": lambda: DiskcacheMetadata(tmp_path / "metadata"), "memory": lambda: MemoryMetadata(shelf)}
+    opened = Stores(made[request.param])
+    yield opened
+    await opened.stop()
+
+
+@pytest.fixture
+async def store(stores: Stores) -> MetadataStore:
+    return await stores.start()
+
+
+@pytest.mark.parametrize("value", [b"", b"x", bytes(range(256)), b"\x80\x04K\x01.", b"{}", b"m" * (5 << 20)])
+async def test_bytes_come_back_as_they_were(store: MetadataStore, value: bytes) -> None:
+    """Empty, binary, what looks like a pickle, and more than the largest manifest."""
+    await store.put({"key": value}, 60)
+    assert await store.get("key") == [value]
+
+
+@pytest.mark.parametrize(
+    "key", ["", "a", "tag/docker.io/library/nginx:latest", "ä/ü", "../../etc/passwd", "x" * 2000, "%", "a\nb"]
+)
+async def test_any_text_is_a_key(store: MetadataStore, key: str) -> None:
+    """Keys are of our own making, and hold what clients asked for."""
+    await store.put({key: b"v"}, 60)
+    assert await store.get(key, f"{key} ") == [b"v", None]
+
+
+async def test_values_come_in_the_order_of_their_keys(store: MetadataStore) -> None:
+    """None for what is absent; nothing asked, nothing given."""
+    await store.put({"a": b"1", "b": b"2"}, 60)
+    assert await store.get("b", "missing", "a", "b") == [b"2", None, b"1", b"2"]
+    assert await store.get() == []
+
+
+async def test_the_last_value_counts(store: MetadataStore) -> None:
+    """A put replaces, larger and smaller values alike."""
+    for value in (b"small", b"l" * 100_000, b""):
+        await store.put({"key": value}, 60)
+        assert await store.get("key") == [value]
+
+
+async def test_deleted_is_absent(store: MetadataStore) -> None:
+    """Deleting what is not there is no error."""
+    await store.put({"a": b"1", "b": b"2", "c": b"3"}, 60)
+    await store.delete("a", "c", "missing")
+    await store.delete("a")
+    await store.delete()
+    assert await store.get("a", "b", "c") == [None, b"2", None]
+
+
+async def test_a_record_ends_when_its_time_is_over(store: MetadataStore, clock: ManualClock) -> None:
+    """Kept for `keep` seconds at least; a new put starts anew."""
+    await store.put({"short": b"1", "again": b"1"}, 60)
+    await store.put({"long": b"2"}, 3600)
+    clock.advance(59)
+    assert await store.get("short", "long") == [b"1", b"2"]
+    await store.put({"again": b"3"}, 60)
+    clock.advance(2)
+    assert await store.get("short", "long", "again") == [None, b"2", b"3"]
+
+
+async def test_everything_is_there_after_a_restart(stores: Stores) -> None:
+    """And what was deleted is not."""
+    store = await stores.start()
+    await store.put({f"key{number}": str(number).encode() for number in range(100)}, 3600)
+    await store.delete("key7")
+    store = await stores.start()
+    values = await store.get(*(f"key{number}" for number in range(100)))
+    assert values == [None if number == 7 else str(number).encode() for number in range(100)]
+
+
+async def test_all_of_a_put_or_nothing(store: MetadataStore) -> None:
+    """One entry that cannot be stored keeps the others out, and what was there stays."""
+    await store.put({"one": b"before"}, 60)
+    with pytest.raises(TypeError):
+        await store.put({"one": b"after", "two": cast(bytes, "no bytes")}, 60)
+    assert await store.get("one", "two") == [b"before", None]
+
+
+async def test_many_at_once(store: MetadataStore) -> None:
+    """Concurrent use loses nothing and mixes nothing up."""
+
+    async def use(number: int) -> None:
+        key, value = f"key{number}", bytes([number]) * 1000
+        await store.put({key: value, "shared": value}, 60)
+        assert await store.get(key) == [value]
+        if number % 2:
+            await store.delete(key)
+
+    await asyncio.gather(*(use(number) for number in range(60)))
+    found = await store.get(*(f"key{number}" for number in range(60)))
+    assert [value is not None for value in found] == [number % 2 == 0 for number in range(60)]
+    (shared,) = await store.get("shared")
+    assert shared is not None
+    assert len(set(shared)) == 1
+
+
+async def test_a_waiter_that_leaves_harms_nobody(store: MetadataStore) -> None:
+    """Its put may or may not have happened; the store goes on."""
+    leaving: list[Awaitable[None]] = []
+    for number in range(20):
+        task = asyncio.ensure_future(store.put({f"key{number}": b"x"}, 60))
+        await asyncio.sleep(0)
+        task.cancel()
+        leaving.append(task)
+    await asyncio.gather(*leaving, return_exceptions=True)
+    await store.put({"after": b"y"}, 60)
+    assert await store.get("after") == [b"y"]

@@ -1,0 +1,333 @@
+"""Reading the file: every mistake at once with its path; the environment on top; paths made absolute."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from proxy.settings import ConfigurationError, Settings, load_settings
+
+Load = Callable[[str | bytes], Settings]
+UPSTREAM = "upstreams: {a.test: {url: 'https://a.test'}}\n"
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Loads a document out of a file, with nothing of this program's in the environment."""
+    import os
+
+    for name in [name for name in os.environ if name.upper().startswith("PULLTHROUGH_")]:
+        monkeypatch.delenv(name)
+    file = tmp_path / "proxy.yaml"
+
+    def read(document: str | bytes) -> Settings:
+        file.write_bytes(document if isinstance(document, bytes) else document.encode())
+        return load_settings(file)
+
+    return read
+
+
+def mistakes(load: Load, document: str | bytes) -> dict[str, str]:
+    """The mistakes in `document` by their path."""
+    with pytest.raises(ConfigurationError) as caught:
+        load(document)
+    assert str(caught.value) == "\n".join(caught.value.mistakes)
+    found = dict(mistake.split(": ", 1) for mistake in caught.value.mistakes)
+    assert len(found) == len(caught.value.mistakes)
+    return found
+
+
+def test_only_upstreams_are_required(load: Load) -> None:
+    """A file of one line is enough; it has one cluster, which fits everybody."""
+    settings = load(UPSTREAM)
+    assert [cluster.name for cluster in settings.clusters] == ["default"]
+    assert settings.manifests.tag_ttl == 600
+
+
+def test_every_kind_of_mistake_is_reported_at_once_with_its_path(load: Load) -> None:
+    """Types, units, patterns, unknown keys, missing keys, and mistakes between keys, in one run."""
+    document = """
+listen: [{address: 0.0.0.0:5000}, {address: 5001}, {address: 0.0.0.0:5000}]
+admin: {address: 0.0.0.0:5000, tokenfile: x}
+workers: 4
+trusted_proxies: [10.0.0.0/8, 10.1.2.3/8, nonsense]
+cache: {max_size: 100, min_free: 1Gib}
+manifests: {tag_ttl: 10, tag_rules: [{tags: 'v*'}, {tags: 5, ttl: 1d}]}
+upstreams:
+  a.test: {url: ftp://a.test, aliases: [b.test], default: true, parallel: 99, credentials: {username: me}}
+  b.test: {default: true, proxy: 'https://p', connect_timeout: soon, max_connections: 0}
+  'c test': {url: 'https://c.test'}
+clusters:
+  - {name: one, mode: magic, upstreams: [nowhere.test]}
+  - {name: one, match: {}, push: forward}
+  - {name: '-', match: {listeners: ['0.0.0.0:9'], networks: [1.2.3.4/99]}, login: true, credentials: public}
+shutdown_timeout: 1 minute
+log: {level: loud, format: xml, access: perhaps}
+logs: {}
+"""
+    found = mistakes(load, document)
+    assert set(found) == {
+        "listen[1].address", "listen[2].address", "admin.address", "admin.tokenfile", "workers", "trusted_proxies[1]",
+        "trusted_proxies[2]", "cache.max_size", "cache.min_free", "manifests.tag_ttl", "manifests.tag_rules[0].ttl",
+        "manifests.tag_rules[1].tags", 'upstreams."a.test".url', 'upstreams."a.test".aliases[0]',
+        'upstreams."a.test".parallel', 'upstreams."a.test".credentials', 'upstreams."b.test".url',
+        'upstreams."b.test".default', 'upstreams."b.test".proxy', 'upstreams."b.test".connect_timeout',
+        'upstreams."b.test".max_connections', "upstreams.c test", "clusters[0].mode", "clusters[0].upstreams[0]",
+        "clusters[1]", "clusters[1].name", "clusters[1].match", "clusters[1].push", "clusters[2]", "clusters[2].name",
+        "clusters[2].match.listeners[0]", "clusters[2].match.networks[0]", "clusters[2].login",
+        "clusters[2].credentials", "shutdown_timeout", "log.level", "log.format", "log.access", "logs",
+    }  # fmt: skip
+    assert found["logs"] == "there is no such setting"
+    assert found['upstreams."b.test".url'] == "this setting is required"
+    assert found["workers"] == "more than one worker process is not available in this version"
+
+
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        (UPSTREAM + "listen: [{address: '0.0.0.0:1', tls: {certificate: a}}]", "listen[0].tls"),
+        (UPSTREAM + "workers: auto", "workers"),
+        (UPSTREAM + "clusters: [{name: a, login: true}]", "clusters[0].login"),
+        (UPSTREAM + "clusters: [{name: a, credentials: public}]", "clusters[0].credentials"),
+        (UPSTREAM + "clusters: [{name: a, push: forward}]", "clusters[0].push"),
+        (UPSTREAM + "clusters: [{name: a, match: {certificates: [x], hosts: [h]}}]", "clusters[0].match.certificates"),
+    ],
+)
+def test_what_this_version_cannot_do_is_refused_by_name(load: Load, document: str, path: str) -> None:
+    """A setting that is silently without effect is worse than one that is missing."""
+    assert "not available in this version" in mistakes(load, document)[path]
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    ["{}", "{username: a}", "{password_file: a}", "{username: a, password_file: b, helper: c}",
+     "{helper: a, docker_config: b}"],
+)  # fmt: skip
+def test_credentials_come_one_way(load: Load, credentials: str) -> None:
+    """None, half of one, or two of them: a mistake."""
+    document = f"upstreams: {{a.test: {{url: 'https://a.test', credentials: {credentials}}}}}"
+    assert list(mistakes(load, document)) == ['upstreams."a.test".credentials']
+
+
+@pytest.mark.parametrize("helper", ["x/y", "../x", "a b", "", "a;b", "a\\n"])
+def test_a_helpers_name_is_a_word(load: Load, helper: str) -> None:
+    """It becomes part of a program's name, so it holds no slash."""
+    document = f"upstreams: {{a.test: {{url: 'https://a.test', credentials: {{helper: \"{helper}\"}}}}}}"
+    assert list(mistakes(load, document)) == ['upstreams."a.test".credentials.helper']
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "a.test", "//a.test", "https://", "ftp://a.test", "https://u:p@a.test", "https://@a.test", "https://a.test?x=1",
+     "https://a.test#x", "https://a.test:99999", "https://a.test:x", "https://[::1", "5"],
+)  # fmt: skip
+def test_an_upstreams_url_is_scheme_host_port_and_path(load: Load, url: str) -> None:
+    """No credentials, query or fragment, and a port that is one."""
+    assert 'upstreams."a.test".url' in mistakes(load, f"upstreams: {{a.test: {{url: '{url}'}}}}")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "u@a.test", "a b", "https://a.test", "a?b", "a#b", "[::1", "a\\tb", ":5000", "a\\u2100b"]
+)
+def test_a_registrys_name_is_host_and_port(load: Load, name: str) -> None:
+    """What an image's reference can begin with."""
+    assert mistakes(load, f"upstreams: {{\"{name}\": {{url: 'https://a.test'}}}}")
+
+
+@pytest.mark.parametrize("name", ["docker.io", "localhost", "registry.example:5000", "[::1]:5000", "10.0.0.1:5000"])
+def test_registries_names_that_are_good(load: Load, name: str) -> None:
+    """Lower-cased, port and brackets kept."""
+    assert list(load(f"upstreams: {{\"{name.upper()}\": {{url: 'https://a.test/'}}}}").upstreams) == [name]
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["", "# nothing", "[]", "5", "text", "a: b: c", "a:\n\tb: 1", "{", "- a\n- b", "? [a]\n: b", "&a [*a]", "1: 2",
+     "a: !!python/object/apply:os.system [id]", "a: 1\n---\nb: 2", "a: *unknown", "a: !thing 5", b"\xff\xfe\xfd",
+     b"a: \0"],
+)  # fmt: skip
+def test_what_is_no_yaml_mapping_is_one_mistake_in_one_line(load: Load, document: str | bytes, tmp_path: Path) -> None:
+    """With the file's name; no object of Python's is ever made out of YAML."""
+    with pytest.raises(ConfigurationError) as caught:
+        load(document)
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith(str(tmp_path))
+    assert "\n" not in mistake
+
+
+def test_a_key_given_twice_is_a_mistake(load: Load) -> None:
+    """YAML parsers let the last one win, and nobody sees it."""
+    for document in (
+        UPSTREAM + "cache: {max_size: 1GiB, max_size: 2GiB}",
+        UPSTREAM + "workers: 1\nworkers: 1",
+        "upstreams:\n  a.test: {url: 'https://a.test'}\n  a.test: {url: 'https://b.test'}\n",
+    ):
+        with pytest.raises(ConfigurationError, match="is given twice"):
+            load(document)
+
+
+def test_a_file_that_cannot_be_read_is_one_mistake(tmp_path: Path) -> None:
+    """Missing, or a folder."""
+    for file in (tmp_path / "missing.yaml", tmp_path):
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings(file)
+        assert len(caught.value.mistakes) == 1
+        assert str(file) in caught.value.mistakes[0]
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(["listen", "admin", "address", "cache", "upstreams", "a.test", "url", "aliases", "default",
+                         "clusters", "name", "match", "listeners", "upstreams", "manifests", "tag_rules"]),
+        inner, max_size=4,
+    ),
+    max_leaves=12,
+))  # fmt: skip
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+def test_any_document_loads_or_is_a_list_of_mistakes(load: Load, document: object) -> None:
+    """Values of any type in any place: the checks between keys tolerate them all."""
+    import json
+
+    try:
+        load(json.dumps(document))
+    except ConfigurationError as error:
+        assert error.mistakes
+
+
+def test_relative_paths_start_from_the_files_folder(load: Load, tmp_path: Path) -> None:
+    """The cache directory alone starts from the working directory; absolute paths stay."""
+    document = """
+admin: {token_file: token}
+cache: {directory: data}
+upstreams:
+  a.test: {url: 'https://a.test', ca: ca.crt, credentials: {username: me, password_file: sub/pw}}
+  b.test: {url: 'https://b.test', ca: /etc/ca.crt, credentials: {docker_config: config.json}}
+"""
+    settings = load(document)
+    a, b = settings.upstreams["a.test"], settings.upstreams["b.test"]
+    assert a.credentials is not None
+    assert b.credentials is not None
+    assert settings.admin.token_file == tmp_path / "token"
+    assert settings.cache.directory == Path("data")
+    assert (a.ca, a.credentials.password_file) == (tmp_path / "ca.crt", tmp_path / "sub/pw")
+    assert (b.ca, b.credentials.docker_config) == (Path("/etc/ca.crt"), tmp_path / "config.json")
+
+
+def test_the_environment_wins_over_the_file(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One key each, its siblings in the file stay; lists and tables as JSON; upper and lower case alike."""
+    for name, value in {
+        "PULLTHROUGH_CACHE__DIRECTORY": "/data",
+        "PULLTHROUGH_MANIFESTS__TAG_TTL": "1h",
+        "pullthrough_log__access": "false",
+        "PULLTHROUGH_SHUTDOWN_TIMEOUT": "5s",
+        "PULLTHROUGH_TRUSTED_PROXIES": '["10.0.0.0/8"]',
+        "PULLTHROUGH_UPSTREAMS__A.TEST__PARALLEL": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    settings = load(UPSTREAM + "cache: {directory: here, max_size: 5GiB}")
+    assert (settings.cache.directory, settings.cache.max_size) == (Path("/data"), 5 << 30)
+    assert (settings.manifests.tag_ttl, settings.log.access, settings.shutdown_timeout) == (3600, False, 5)
+    assert [str(network) for network in settings.trusted_proxies] == ["10.0.0.0/8"]
+    assert settings.upstreams["a.test"].parallel == 2
+    assert settings.upstreams["a.test"].url == "https://a.test"
+
+
+def test_a_mistake_in_the_environment_has_its_settings_path(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reported like the file's, together with the file's."""
+    monkeypatch.setenv("PULLTHROUGH_CACHE__MAX_SIZE", "big")
+    monkeypatch.setenv("PULLTHROUGH_CACHE__NOPE", "1")
+    assert set(mistakes(load, UPSTREAM + "workers: 3")) == {"cache.max_size", "cache.nope", "workers"}
+
+
+def test_kubernetes_variables_are_no_settings(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes injects these into every pod beside Services called pullthrough and pullthrough-admin."""
+    for name in ("PULLTHROUGH_PORT", "PULLTHROUGH_SERVICE_HOST", "PULLTHROUGH_ADMIN_PORT", "PULLTHROUGH_PORT_5000_TCP"):
+        monkeypatch.setenv(name, "tcp://10.0.0.1:5000")
+    assert load(UPSTREAM).admin.address.port == 5001
+
+
+def test_settings_cannot_be_changed(load: Load) -> None:
+    """They are shared by everything that runs."""
+    with pytest.raises(ValueError, match="frozen"):
+        load(UPSTREAM).shutdown_timeout = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "0b_", "9" * 5000, "[" * 3000])
+def test_scalars_that_yaml_cannot_construct_are_mistakes(load: Load, value: str) -> None:
+    """A date that is none, a binary number without digits, too many digits, too deep: not a traceback."""
+    with pytest.raises(ConfigurationError):
+        load(f"{UPSTREAM}workers: {value}\n")
+
+
+@pytest.mark.parametrize("key", ["_env_prefix", "_cli_parse_args", "_env_file", "_build_sources", "__pydantic_self__"])
+def test_a_key_with_an_underscore_is_unknown(load: Load, key: str) -> None:
+    """`_env_prefix: X` silently renames the environment variables, `_cli_parse_args: true` reads sys.argv."""
+    assert mistakes(load, f"{UPSTREAM}{key}: null\n") == {key: "there is no such setting"}
+
+
+def test_one_worker_may_be_said_in_the_environment(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`PULLTHROUGH_WORKERS=1` is the default, spelt out."""
+    monkeypatch.setenv("PULLTHROUGH_WORKERS", "1")
+    assert load(UPSTREAM).workers == 1
+
+
+def test_an_unreadable_variable_hides_no_other_mistake(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All mistakes at once, and the variable's by its name."""
+    monkeypatch.setenv("PULLTHROUGH_TRUSTED_PROXIES", "10.0.0.0/8")
+    assert {"trusted_proxies", "nope"} <= set(mistakes(load, UPSTREAM + "nope: 1"))
+
+
+def test_mistakes_between_keys_are_found_in_the_environment_too(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is what would run."""
+    monkeypatch.setenv("PULLTHROUGH_CLUSTERS", '[{"name": "a"}, {"name": "a"}]')
+    assert "clusters[1].name" in mistakes(load, UPSTREAM)
+
+
+def test_two_upstreams_that_differ_in_case_only_are_a_mistake(load: Load) -> None:
+    """Names are lower-cased, so they are the same registry given twice."""
+    mistakes(load, "upstreams: {a.test: {url: 'https://a.test'}, A.test: {url: 'https://b.test'}}")
+
+
+def test_two_defaults_are_a_mistake_however_true_is_written(load: Load) -> None:
+    """The first one would win, and nobody sees it."""
+    document = "upstreams: {a: {url: 'https://a', default: 'true'}, b: {url: 'https://b', default: 1}}"
+    assert "upstreams.b.default" in mistakes(load, document)
+
+
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        ("clusters: [{name: a, match: {listeners: ['0.0.0.0:9999']}}]", "clusters[0].match.listeners[0]"),
+        ("listen: [{address: '127.0.0.1:5001'}]", "admin.address"),
+    ],
+)
+def test_listeners_are_held_against_the_defaults(load: Load, document: str, path: str) -> None:
+    """What the file leaves out has a default, which can contradict what it says."""
+    assert path in mistakes(load, UPSTREAM + document)
+
+
+def test_yaml_merge_keys_work(load: Load) -> None:
+    """`<<: *base` is how people share keys between upstreams."""
+    document = "upstreams: {a.test: &base {url: 'https://a.test'}, b.test: {<<: *base, parallel: 2}}"
+    assert load(document).upstreams["b.test"].url == "https://a.test"
+
+
+def test_unknown_keys_with_names_of_types_keep_their_path(load: Load) -> None:
+    """`str` and `int` are two mistakes with two paths, not one without."""
+    assert set(mistakes(load, UPSTREAM + "str: 1\nint: 2")) == {"str", "int"}
+
+
+@pytest.mark.parametrize(
+    "upstream",
+    ["url: 'https://a.test?'", "url: 'https://a b'", "url: 'https://a.test '", "url: 'https://a..b'",
+     "url: 'https://a.test', proxy: 'http://p:99999'", "url: 'https://a.test', connect_timeout: 0s",
+     "url: 'https://a.test', read_timeout: 0s", "url: 'https://a.test', aliases: ['r:abc']"],
+)  # fmt: skip
+def test_what_could_never_be_dialled_is_a_mistake(load: Load, upstream: str) -> None:
+    """Blanks and empty labels in a host, a port that is none; a timeout of 0, which aiohttp reads as none at all."""
+    mistakes(load, f"upstreams: {{a.test: {{{upstream}}}}}")
