@@ -12,10 +12,12 @@ import signal
 import ssl
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from proxy.cache.ask import Circuits, Records, Rights
+from proxy.cache.ask import Records, Rights
+from proxy.cache.attempts import Circuits
 from proxy.cache.blobs import Blobs
 from proxy.cache.manifests import Manifests
 from proxy.cache.tags import Lists
@@ -35,6 +37,9 @@ from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import Upstream
 
 _log = logging.getLogger("pullthrough")
+
+
+_THREADS = 32
 
 
 class StartError(Exception):
@@ -102,7 +107,7 @@ class Application:
             self._stack.push_async_callback(room.close)
         return House(
             settings, Registries.of(settings.upstreams), lifetimes_table(settings), upstreams, manifests, blobs, lists,
-            directory.key,
+            directory.key, tell,
         )  # fmt: skip
 
     async def _upstreams(self) -> dict[str, Upstream]:
@@ -147,6 +152,8 @@ async def serve(settings: Settings) -> None:
         (now if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
+    # Disk, hashing and name look-ups share it; a few long flushes must not stop the rest.
+    loop.set_default_executor(ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="blocking"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
     # Its default would end the process, and operators send it to daemons out of habit.

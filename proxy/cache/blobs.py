@@ -7,16 +7,17 @@ Invariants:
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from proxy.cache.ask import Ask, Circuits, Clock, Missing, Records, Rights
+from proxy.cache.ask import Ask, Clock, Records, Rights
+from proxy.cache.attempts import Attempts, Circuits
 from proxy.cache.fill import Fill, Uncacheable
-from proxy.cache.records import UNKNOWN_SIZE, MemberRecord, load_proof, member_key, proof_key
-from proxy.cache.singleflight import SingleFlight
+from proxy.cache.records import UNKNOWN_SIZE, MemberRecord, member_key, proof_key
 from proxy.oci.digest import Digest
 from proxy.policy.access import Proof, proof_counts, proof_counts_in_outage
 from proxy.policy.freshness import CacheState, Verdict
@@ -27,10 +28,13 @@ from proxy.upstream.errors import (
     UpstreamError,
     UpstreamFailure,
     UpstreamInvalid,
-    UpstreamMissing,
     UpstreamRefused,
     UpstreamRejected,
+    WrongDigest,
 )
+
+# No `negative_ttl` in use is longer; what is older is dropped.
+_LONGEST_WRONG = 86400.0
 
 _log = logging.getLogger("pullthrough.cache")
 
@@ -48,8 +52,12 @@ class BlobSource(Protocol):
         """The file, shared with other readers: read at offsets only."""
         ...
 
-    async def ready(self, position: int) -> int:
-        """Wait until the byte at `position` is in the file; gives the end of what is. Raises where it never comes."""
+    async def ready(self, position: int, from_start: bool) -> int:
+        """Wait until the byte at `position` may be sent; gives the end of what may be sent from there on.
+
+        `from_start`: the body began at offset 0, so its end is held back until the hash is right. Raises where the
+        bytes never come.
+        """
         ...
 
     async def close(self) -> None:
@@ -73,7 +81,7 @@ class _Present:
         self.file = stored.file
         self._stored = stored
 
-    async def ready(self, position: int) -> int:
+    async def ready(self, position: int, from_start: bool) -> int:
         return self.size
 
     async def close(self) -> None:
@@ -105,25 +113,26 @@ class Blobs:
         self._store = store
         self._records = records
         self._rights = rights
-        self._circuits = circuits
         self._clock = clock
         self._tell = tell
-        self._missing = Missing(clock)
         self._fills: dict[Digest, Fill] = {}
         self._tasks: dict[asyncio.Task[None], Fill] = {}
-        self._vouching: SingleFlight[int] = SingleFlight("blob head")
+        self._wrong: dict[tuple[str, Digest], float] = {}
+        self._attempts: Attempts[int] = Attempts("blob", records, rights, circuits, clock)
 
-    async def open(self, ask: Ask, digest: Digest, from_start: bool) -> BlobAnswer:
-        """The blob for `ask`, from the cache or by a fill; `from_start`: the body will begin at offset 0.
+    async def open(self, ask: Ask, digest: Digest, past_zero: bool) -> BlobAnswer:
+        """The blob for `ask`, from the cache or by a fill; `past_zero`: the body will begin further on.
 
         Raises UpstreamError, or Uncacheable where the blob is to be streamed past the cache.
         """
+        if past_zero:
+            self._raise_if_wrong(ask, digest)
         if self._store.holds(digest):
             verdict = await self._ensure_right(ask, digest)
             stored = await self._open_stored(digest)
             if stored is not None:
                 return BlobAnswer(_Present(stored), verdict)
-        return await self._open_filling(ask, digest, from_start)
+        return await self._open_filling(ask, digest)
 
     async def head(self, ask: Ask, digest: Digest, from_records: bool) -> tuple[int, Verdict]:
         """The blob's size, without a fill. `from_records`: what was recorded of it is enough, present or not."""
@@ -132,10 +141,11 @@ class Blobs:
         known = member is not None and member.size != UNKNOWN_SIZE and (from_records or self._is_here(digest))
         if known and member is not None and self._counts(ask, standing):
             return member.size, self._hit(member)
+        usable = known and self._counts_in_outage(ask, standing)
         try:
-            size = await self._vouch(ask, digest)
+            size = await self._vouch(ask, digest, usable)
         except UpstreamFailure:
-            if not known or member is None or not self._counts_in_outage(ask, standing):
+            if member is None or not usable:
                 raise
             return member.size, self._hit(member)
         return size, Verdict(CacheState.REVALIDATED if known else CacheState.MISS, 0.0)
@@ -146,14 +156,21 @@ class Blobs:
 
         It is a proof and a membership like any other. Raises UpstreamError.
         """
+        self._attempts.check(ask, digest)
         try:
             async with self._direct(ask, digest, range_header, follow) as reply:
                 size = reply.content_length if reply.status == 200 else None
+                self._attempts.succeeded(ask, digest)
                 await self._rights.grant(ask, digest, "", size if size is not None else UNKNOWN_SIZE)
                 yield reply
         except UpstreamError as error:
-            await self._learn(ask, digest, error)
+            await self._attempts.failed(ask, digest, error)
             raise
+
+    async def damaged(self, digest: Digest) -> None:
+        """The finished blob could not be read: let it go, so that the next request has it anew."""
+        with contextlib.suppress(StorageError):
+            await self._store.remove(digest, "digest")
 
     async def close(self) -> None:
         """End all fills and wait for them; those that only have to be put in place are let finish."""
@@ -161,19 +178,19 @@ class Blobs:
             if not fill.verified:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._vouching.close()
+        await self._attempts.close()
 
     # Fills.
 
-    async def _open_filling(self, ask: Ask, digest: Digest, from_start: bool) -> BlobAnswer:
+    async def _open_filling(self, ask: Ask, digest: Digest) -> BlobAnswer:
         while True:
             fill = self._fills.get(digest)
-            own = fill is None or fill.error is not None
+            # One that is over may be closing its file already: it is nobody's to join.
+            own = fill is None or fill.over or fill.error is not None
             if fill is None or own:
-                self._raise_if_missing(ask, digest)
-                self._circuits.raise_if_hopeless(ask)
+                self._attempts.check(ask, digest)
                 fill = self._start_fill(ask, digest)
-            reader = fill.join(from_start)
+            reader = fill.join()
             try:
                 await reader.confirmed()
                 if not own:
@@ -198,11 +215,13 @@ class Blobs:
         ask, digest = fill.ask, fill.digest
 
         async def grant(media_type: str, size: int) -> None:
-            self._circuits.succeeded(ask)
+            self._attempts.succeeded(ask, digest)
             await self._rights.grant(ask, digest, media_type, size)
 
         async def learn(error: UpstreamError) -> None:
-            await self._learn(ask, digest, error)
+            if isinstance(error, WrongDigest):
+                self._wrong[ask.repository.registry, digest] = self._clock()
+            await self._attempts.failed(ask, digest, error)
             _log.warning("fill of %s from %s failed: %s", digest, ask.repository, error)
 
         try:
@@ -210,6 +229,14 @@ class Blobs:
         finally:
             if self._fills.get(digest) is fill:
                 del self._fills[digest]
+
+    def _raise_if_wrong(self, ask: Ask, digest: Digest) -> None:
+        """A client whose body was cut for its digest comes back for the rest: it must not begin the next round."""
+        now = self._clock()
+        self._wrong = {key: at for key, at in self._wrong.items() if abs(now - at) < _LONGEST_WRONG}
+        at = self._wrong.get((ask.repository.registry, digest))
+        if at is not None and abs(now - at) < ask.lifetimes.negative_ttl:
+            raise WrongDigest(f"{ask.repository} {digest} had other bytes a moment ago; ask for all of it")
 
     async def _open_stored(self, digest: Digest) -> StoredBlob | None:
         try:
@@ -226,7 +253,7 @@ class Blobs:
         raw_proof, raw_member = await self._records.get(
             proof_key(ask.principal, ask.repository), member_key(ask.repository, digest)
         )
-        return _Standing(load_proof(raw_proof), MemberRecord.load(raw_member))
+        return _Standing(self._rights.proof(ask, raw_proof), MemberRecord.load(raw_member))
 
     def _counts(self, ask: Ask, standing: _Standing) -> bool:
         return standing.member is not None and proof_counts(standing.proof, self._clock(), ask.lifetimes)
@@ -244,10 +271,11 @@ class Blobs:
         standing = await self._standing(ask, digest)
         if standing.member is not None and self._counts(ask, standing):
             return self._hit(standing.member)
+        usable = self._counts_in_outage(ask, standing)
         try:
-            await self._vouch(ask, digest)
+            await self._vouch(ask, digest, usable)
         except UpstreamFailure:
-            if standing.member is None or not self._counts_in_outage(ask, standing):
+            if standing.member is None or not usable:
                 raise
             return self._hit(standing.member)
         return Verdict(CacheState.REVALIDATED, 0.0)
@@ -255,26 +283,23 @@ class Blobs:
     def _hit(self, member: MemberRecord) -> Verdict:
         return Verdict(CacheState.HIT, max(0.0, self._clock() - member.at))
 
-    async def _vouch(self, ask: Ask, digest: Digest) -> int:
+    async def _vouch(self, ask: Ask, digest: Digest, usable: bool) -> int:
         """The upstream's word that the blob is in this repository, and its size; shared by all who want it."""
-        self._raise_if_missing(ask, digest)
-        self._circuits.raise_if_hopeless(ask)
         key = (ask.principal.key, ask.repository, digest)
-        task, _ = self._vouching.start(key, lambda: self._ask_head(ask, digest))
-        return await asyncio.shield(task)
+        size, _ = await self._attempts.run(ask, digest, key, lambda: self._ask_head(ask, digest), usable)
+        return size
 
     async def _ask_head(self, ask: Ask, digest: Digest) -> int:
-        try:
-            size = await self._size_upstream(ask, digest)
-        except UpstreamError as error:
-            await self._learn(ask, digest, error)
-            raise
-        self._circuits.succeeded(ask)
+        size = await self._size_upstream(ask, digest)
+        # Of a blob that is here the size is known better than by any head.
+        if (stored := await self._open_stored(digest)) is not None:
+            size = stored.size
+            stored.close()
         await self._rights.grant(ask, digest, "", size)
         return size
 
     async def _size_upstream(self, ask: Ask, digest: Digest) -> int:
-        call = Call("blob", "HEAD", ask.repository, ask.principal, f"blobs/{digest}")
+        call = Call("blob", "HEAD", ask.repository, ask.principal, f"blobs/{digest}", small=True)
         try:
             async with self._upstreams[ask.repository.registry].request(call) as reply:
                 if (size := reply.content_length) is not None:
@@ -282,32 +307,22 @@ class Blobs:
         except (UpstreamRefused, UpstreamRejected, UpstreamInvalid):
             # ECR Public answers HEAD with 401, GHCR's signed addresses answer it with 403, where GET works.
             pass
-        async with self._direct(ask, digest, "bytes=0-0") as reply:
+        async with self._direct(ask, digest, "bytes=0-0", small=True) as reply:
             total = reply.headers.get("Content-Range", "").rpartition("/")[2]
-            if reply.status == 206 and total.isdigit():
-                return int(total)
+            if reply.status == 206 and total.isascii() and total.isdigit():
+                return int(total[:18])
             if reply.status == 200 and reply.content_length is not None:
                 return reply.content_length
         raise UpstreamInvalid(f"{ask.repository.registry} does not say how long {digest} is")
 
     def _direct(
-        self, ask: Ask, digest: Digest, range_header: str | None, follow: bool = True
+        self, ask: Ask, digest: Digest, range_header: str | None, follow: bool = True, small: bool = False
     ) -> AbstractAsyncContextManager[Reply]:
         headers = {"Range": range_header} if range_header else {}
-        call = Call("blob", "GET", ask.repository, ask.principal, f"blobs/{digest}", headers=headers, follow=follow)
+        call = Call(
+            "blob", "GET", ask.repository, ask.principal, f"blobs/{digest}", headers, follow=follow, small=small
+        )
         return self._upstreams[ask.repository.registry].request(call)
-
-    async def _learn(self, ask: Ask, digest: Digest, error: UpstreamError) -> None:
-        if isinstance(error, UpstreamRefused):
-            await self._rights.refuse(ask)
-        elif isinstance(error, UpstreamMissing):
-            self._missing.remember(ask, str(digest), error.code)
-        elif isinstance(error, UpstreamFailure):
-            self._circuits.failed(ask, error)
-
-    def _raise_if_missing(self, ask: Ask, digest: Digest) -> None:
-        if (missing := self._missing.find(ask, str(digest))) is not None:
-            raise UpstreamMissing(f"{ask.repository} has no {digest}, as asked before", missing[1])
 
 
 def _same_rights(one: Ask, other: Ask) -> bool:

@@ -24,7 +24,7 @@ from proxy.oci.digest import Digest
 from proxy.storage.base import BlobStore, PartialBlob, StorageError, StoredBlob
 from proxy.telemetry.events import DigestMismatch, FillEnded, FillStarted, Tell
 from proxy.upstream.client import Reply
-from proxy.upstream.errors import UpstreamError, UpstreamFailure, WrongDigest
+from proxy.upstream.errors import UpstreamError, UpstreamFailure, UpstreamInvalid, WrongDigest
 
 _log = logging.getLogger("pullthrough.cache")
 
@@ -51,14 +51,14 @@ class Fill:
         self._published: StoredBlob | None = None
         self._arrived = 0
         self.verified = False
-        self._over = False
+        self.over = False
         self.error: Exception | None = None
         self._readers = 0
 
-    def join(self, from_start: bool) -> "FillReader":
-        """A reader of this fill; `from_start`: its body will begin at offset 0. Whoever joins closes the reader."""
+    def join(self) -> "FillReader":
+        """A reader of this fill, which must not be over. Whoever joins closes the reader."""
         self._readers += 1
-        return FillReader(self, from_start)
+        return FillReader(self)
 
     async def confirmed(self) -> PartialBlob:
         """Wait until the upstream has confirmed the blob and room was made for it.
@@ -98,11 +98,14 @@ class Fill:
             self._fail(error)
         except (StorageError, OSError) as error:
             self._fail(Uncacheable(str(error)))
+        except Exception as error:  # noqa: BLE001 - whoever waits must be told, whatever it is
+            _log.error("fill of %s from %s failed", self.digest, self.ask.repository, exc_info=error)
+            self._fail(UpstreamInvalid(f"{self.ask.repository} {self.digest} could not be filled"))
         except asyncio.CancelledError:
             self._fail(Uncacheable("the proxy is shutting down"))
             raise
         finally:
-            self._over = True
+            self.over = True
             self._tell(FillEnded(self.ask.repository.registry))
             await self._let_go()
 
@@ -186,7 +189,7 @@ class Fill:
 
     async def _let_go(self) -> None:
         """Close the file once the fill is over and its last reader has left."""
-        if not self._over or self._readers:
+        if not self.over or self._readers:
             return
         partial, self._partial = self._partial, None
         published, self._published = self._published, None
@@ -201,10 +204,9 @@ class FillReader:
 
     file: BinaryIO
 
-    def __init__(self, fill: Fill, from_start: bool) -> None:
+    def __init__(self, fill: Fill) -> None:
         self.size = 0
         self._fill = fill
-        self._from_start = from_start
         self._open = True
 
     async def confirmed(self) -> None:
@@ -212,9 +214,9 @@ class FillReader:
         self.file = (await self._fill.confirmed()).file
         self.size = self._fill.size
 
-    async def ready(self, position: int) -> int:
+    async def ready(self, position: int, from_start: bool) -> int:
         """See `BlobSource.ready`. Raises UpstreamError or Uncacheable where the fill has failed."""
-        return await self._fill.readable(position, self._from_start)
+        return await self._fill.readable(position, from_start)
 
     async def close(self) -> None:
         """See `BlobSource.close`."""

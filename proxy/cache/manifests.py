@@ -8,23 +8,21 @@ Invariants:
 - All requests for one tag share one attempt; the attempt belongs to nobody who waits.
 """
 
-import asyncio
-from collections.abc import Callable, Coroutine, Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from proxy.cache.ask import Ask, Circuits, Clock, Missing, Records, Rights
+from proxy.cache.ask import Ask, Clock, Records, Rights
+from proxy.cache.attempts import Attempts, Circuits, LeftAlone
 from proxy.cache.origin import Content, ManifestOrigin
-from proxy.cache.records import MemberRecord, TagRecord, load_proof, manifest_key, member_key, proof_key, tag_key
-from proxy.cache.singleflight import SingleFlight
+from proxy.cache.records import MemberRecord, TagRecord, manifest_key, member_key, proof_key, tag_key
 from proxy.oci.digest import Digest
+from proxy.oci.manifest import ManifestInvalid, parse_manifest
 from proxy.oci.reference import TagOrDigest
 from proxy.policy.access import Proof, proof_counts, proof_counts_in_outage
-from proxy.policy.backoff import Reason
 from proxy.policy.freshness import CacheState, Freshness, Verdict, freshness
 from proxy.telemetry.events import StaleServed, Tell
-from proxy.upstream.client import HEAD_LIMIT, Upstream
-from proxy.upstream.errors import UpstreamFailure, UpstreamMissing, UpstreamRefused
+from proxy.upstream.client import Upstream
+from proxy.upstream.errors import UpstreamFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +67,9 @@ class Manifests:
         self._origin = ManifestOrigin(upstreams, records, rights, tell)
         self._records = records
         self._rights = rights
-        self._circuits = circuits
         self._clock = clock
         self._tell = tell
-        self._missing = Missing(clock)
-        self._flights: SingleFlight[_Outcome] = SingleFlight("manifest")
+        self._attempts: Attempts[_Outcome] = Attempts("manifest", records, rights, circuits, clock)
 
     async def get(self, ask: Ask, reference: TagOrDigest, want_body: bool) -> ManifestAnswer:
         """The manifest that `reference` means for `ask`.
@@ -86,7 +82,7 @@ class Manifests:
 
     async def close(self) -> None:
         """End what is under way."""
-        await self._flights.close()
+        await self._attempts.close()
 
     # By digest: immutable, so all that can be missing is the content, its membership or the proof.
 
@@ -95,13 +91,14 @@ class Manifests:
         now = self._clock()
         if known.content is not None and proof_counts(known.proof, now, ask.lifetimes):
             return _digest_answer(known.content, CacheState.HIT, now)
+        usable = known.content is not None and self._counts_in_outage(ask, known)
         key = ("digest", ask.principal.key, ask.repository, digest, want_body)
         try:
-            outcome, joined = await self._wait(
-                ask, str(digest), key, lambda: self._fetch_digest(ask, digest, want_body)
+            outcome, joined = await self._attempts.run(
+                ask, digest, key, lambda: self._fetch_digest(ask, digest, want_body), usable
             )
         except UpstreamFailure:
-            if known.content is None or not proof_counts_in_outage(known.proof, ask.principal, now, ask.lifetimes):
+            if known.content is None or not usable:
                 raise
             return _digest_answer(known.content, CacheState.HIT, now)
         return _digest_answer(outcome.content, _shared(outcome.state, joined), self._clock())
@@ -110,74 +107,72 @@ class Manifests:
         raw_proof, raw_member, body = await self._records.get(
             proof_key(ask.principal, ask.repository), member_key(ask.repository, digest), manifest_key(digest)
         )
-        member = MemberRecord.load(raw_member)
-        return _Known(load_proof(raw_proof), _content(digest, member, body, want_body))
+        content = _content(digest, MemberRecord.load(raw_member), body, want_body)
+        return _Known(self._rights.proof(ask, raw_proof), content)
 
     async def _fetch_digest(self, ask: Ask, digest: Digest, want_body: bool) -> _Outcome:
+        # Read again: the attempt before this one may have ended after our caller looked.
         known = await self._know_digest(ask, digest, want_body)
         if known.content is not None and proof_counts(known.proof, self._clock(), ask.lifetimes):
             return _Outcome(known.content, CacheState.HIT)
-        (body,) = await self._records.get(manifest_key(digest))
-        local = body if body is not None and digest.matches(body) else None
+        local = known.content or await self._local(digest)
         if local is not None or not want_body:
             # The bytes are here, or not wanted: what is missing is the upstream's word, which a HEAD gives for free.
-            content = await self._origin.head(ask, digest)
-            if content.body is None and local is not None:
-                content = replace(content, body=local, size=len(local))
+            content = await self._origin.head(ask, digest, local)
             return _Outcome(content, CacheState.REVALIDATED if local is not None else CacheState.MISS)
         return _Outcome(await self._origin.get(ask, digest), CacheState.MISS)
+
+    async def _local(self, digest: Digest) -> Content | None:
+        """The manifest as another repository had it; its bytes say what it is."""
+        (body,) = await self._records.get(manifest_key(digest))
+        if body is None or not digest.matches(body):
+            return None
+        try:
+            return Content(digest, parse_manifest(body, "").media_type, len(body), body)
+        except ManifestInvalid:
+            return None
 
     # By tag.
 
     async def _by_tag(self, ask: Ask, tag: str, want_body: bool) -> ManifestAnswer:
         known = await self._know_tag(ask, tag, want_body)
-        now = self._clock()
         if known.record is not None and known.content is not None and self._good(ask, known):
             return self._tag_answer(ask, tag, _Outcome(known.content, CacheState.HIT, known.record))
         usable = (
-            known.record is not None
-            and known.content is not None
+            known.content is not None
             and known.freshness is not Freshness.EXPIRED
-            and proof_counts_in_outage(known.proof, ask.principal, now, ask.lifetimes)
+            and self._counts_in_outage(ask, known)
         )
-        return await self._check(ask, tag, want_body, known, usable)
-
-    def _good(self, ask: Ask, known: _Known) -> bool:
-        return known.freshness is Freshness.FRESH and proof_counts(known.proof, self._clock(), ask.lifetimes)
+        # A HEAD that knows nothing costs no pull, so it must not be what a GET joins.
+        key = ("tag", ask.principal.key, ask.repository, tag, want_body and known.content is None)
+        try:
+            outcome, joined = await self._attempts.run(
+                ask, tag, key, lambda: self._check_tag(ask, tag, want_body), usable
+            )
+        except UpstreamFailure as failure:
+            if not usable:
+                raise
+            return self._stale_answer(ask, tag, known, failure)
+        return self._tag_answer(ask, tag, replace(outcome, state=_shared(outcome.state, joined)))
 
     async def _know_tag(self, ask: Ask, tag: str, want_body: bool) -> _Known:
         raw_tag, raw_proof = await self._records.get(
             tag_key(ask.repository, tag), proof_key(ask.principal, ask.repository)
         )
-        record = TagRecord.load(raw_tag)
+        record, proof = TagRecord.load(raw_tag), self._rights.proof(ask, raw_proof)
         if record is None:
-            return _Known(load_proof(raw_proof), None)
+            return _Known(proof, None)
         digest = Digest.parse(record.digest)
         raw_member, body = await self._records.get(member_key(ask.repository, digest), manifest_key(digest))
         lifetimes = ask.lifetimes
         state = freshness(record.checked, self._clock(), lifetimes.ttl_of(tag), lifetimes.stale_if_error)
-        content = _content(digest, MemberRecord.load(raw_member), body, want_body)
-        return _Known(load_proof(raw_proof), content, record, state)
+        return _Known(proof, _content(digest, MemberRecord.load(raw_member), body, want_body), record, state)
 
-    async def _check(self, ask: Ask, tag: str, want_body: bool, known: _Known, usable: bool) -> ManifestAnswer:
-        """Ask upstream about the tag; where that fails and what is known is `usable`, serve that as stale."""
-        # A HEAD that knows nothing costs no pull, so it must not be what a GET joins.
-        key = ("tag", ask.principal.key, ask.repository, tag, want_body and known.content is None)
-        circuit = self._circuits.failing(ask)
-        if usable and circuit is not None:
-            if circuit.until <= self._clock() and self._missing.find(ask, tag) is None:
-                # One probe a step goes out in the background. It is shared like any attempt and owned there.
-                self._flights.start(key, self._attempt(ask, tag, lambda: self._check_tag(ask, tag, want_body)))
-            return self._stale_answer(ask, tag, known, circuit.reason, attempted=False)
-        try:
-            outcome, joined = await self._wait(
-                ask, tag, key, lambda: self._check_tag(ask, tag, want_body), patient=not usable
-            )
-        except UpstreamFailure as failure:
-            if not usable:
-                raise
-            return self._stale_answer(ask, tag, known, failure.reason, attempted=True)
-        return self._tag_answer(ask, tag, replace(outcome, state=_shared(outcome.state, joined)))
+    def _good(self, ask: Ask, known: _Known) -> bool:
+        return known.freshness is Freshness.FRESH and proof_counts(known.proof, self._clock(), ask.lifetimes)
+
+    def _counts_in_outage(self, ask: Ask, known: _Known) -> bool:
+        return proof_counts_in_outage(known.proof, ask.principal, self._clock(), ask.lifetimes)
 
     async def _check_tag(self, ask: Ask, tag: str, want_body: bool) -> _Outcome:
         # Read again: the attempt before this one may have ended after our caller looked.
@@ -198,10 +193,10 @@ class Manifests:
         return outcome
 
     async def _revalidate(self, ask: Ask, tag: str, record: TagRecord, content: Content, state: Freshness) -> _Outcome:
-        seen = await self._origin.head(ask, tag)
+        seen = await self._origin.head(ask, tag, content)
         now = self._clock()
-        if str(seen.digest) == record.digest:
-            return _Outcome(content, CacheState.REVALIDATED, replace(record, checked=now, upstream_digest=None))
+        if seen.digest == content.digest:
+            return _Outcome(seen, CacheState.REVALIDATED, replace(record, checked=now, upstream_digest=None))
         if state is Freshness.FRESH:
             # Only the proof had lapsed. The tag stays what it is until its time ends, the same for every node; that
             # it has moved on is told.
@@ -209,58 +204,6 @@ class Manifests:
         # By digest, and only because it changed: this is what counts against a rate limit.
         moved = seen if seen.body is not None else await self._origin.get(ask, seen.digest)
         return _Outcome(moved, CacheState.MISS, TagRecord(str(moved.digest), now, now))
-
-    # Attempts.
-
-    async def _wait(
-        self,
-        ask: Ask,
-        reference: str,
-        key: Hashable,
-        attempt: Callable[[], Coroutine[Any, Any, _Outcome]],
-        patient: bool = True,
-    ) -> tuple[_Outcome, bool]:
-        """The shared attempt's outcome. Who has a stale answer in hand waits `revalidate_timeout` only."""
-        if (missing := self._missing.find(ask, reference)) is not None:
-            raise UpstreamMissing(f"{ask.repository} has no {reference}, as asked before", missing[1])
-        self._circuits.raise_if_hopeless(ask)
-        flight, joined = self._flights.start(key, self._attempt(ask, reference, attempt))
-        try:
-            async with asyncio.timeout(HEAD_LIMIT if patient else ask.lifetimes.revalidate_timeout):
-                return await asyncio.shield(flight), joined
-        except TimeoutError as error:
-            failure = UpstreamFailure("timeout", f"{ask.repository.registry} did not answer in time")
-            self._circuits.failed(ask, failure)
-            raise failure from error
-
-    def _attempt(
-        self, ask: Ask, reference: str, attempt: Callable[[], Coroutine[Any, Any, _Outcome]]
-    ) -> Callable[[], Coroutine[Any, Any, _Outcome]]:
-        """`attempt`, and what its end teaches: about the upstream, the principal and the reference."""
-
-        async def run() -> _Outcome:
-            try:
-                outcome = await attempt()
-            except UpstreamRefused:
-                await self._rights.refuse(ask)
-                raise
-            except UpstreamMissing as error:
-                await self._gone(ask, reference, error)
-                raise
-            except UpstreamFailure as failure:
-                self._circuits.failed(ask, failure)
-                raise
-            self._circuits.succeeded(ask)
-            return outcome
-
-        return run
-
-    async def _gone(self, ask: Ask, reference: str, error: UpstreamMissing) -> None:
-        self._missing.remember(ask, reference, error.code)
-        (proof,) = await self._records.get(proof_key(ask.principal, ask.repository))
-        if proof is not None and ":" not in reference:
-            # Whoever may read the repository is told the truth: the tag is gone. To others a registry says 404 too.
-            await self._records.delete(tag_key(ask.repository, reference))
 
     # Answers.
 
@@ -273,20 +216,20 @@ class Manifests:
         ttl = ask.lifetimes.ttl_of(tag) - age
         return ManifestAnswer(outcome.content, Verdict(outcome.state, age, ttl, warning=warning))
 
-    def _stale_answer(self, ask: Ask, tag: str, known: _Known, reason: Reason, attempted: bool) -> ManifestAnswer:
+    def _stale_answer(self, ask: Ask, tag: str, known: _Known, failure: UpstreamFailure) -> ManifestAnswer:
         assert known.record is not None and known.content is not None  # noqa: S101 - what `usable` means
         if known.freshness is Freshness.FRESH:
             # Only the proof had lapsed, and while the upstream fails it counts on.
             return self._tag_answer(ask, tag, _Outcome(known.content, CacheState.HIT, known.record))
-        self._tell(StaleServed(ask.repository.registry, reason))
+        self._tell(StaleServed(ask.repository.registry, failure.reason))
         age = max(0.0, self._clock() - known.record.checked)
         verdict = Verdict(
             CacheState.STALE,
             age,
             ask.lifetimes.ttl_of(tag) - age,
-            detail=f"stale-{reason}",
-            warning=f"{tag} was last checked {int(age)} s ago; the registry cannot be asked now ({reason})",
-            attempted=attempted,
+            detail=f"stale-{failure.reason}",
+            warning=f"{tag} was last checked {int(age)} s ago; the registry cannot be asked now ({failure.reason})",
+            attempted=not isinstance(failure, LeftAlone),
         )
         return ManifestAnswer(known.content, verdict)
 
@@ -295,11 +238,9 @@ def _content(digest: Digest, member: MemberRecord | None, body: bytes | None, wa
     """The content as the store has it; None where membership, or a body that is wanted, is missing or damaged."""
     if member is None:
         return None
-    if not want_body:
-        return Content(digest, member.media_type, member.size, None, member.at)
-    if body is None or not digest.matches(body):
-        return None
-    return Content(digest, member.media_type, len(body), body, member.at)
+    if body is not None and digest.matches(body):
+        return Content(digest, member.media_type, len(body), body, member.at)
+    return None if want_body else Content(digest, member.media_type, member.size, None, member.at)
 
 
 def _digest_answer(content: Content, state: CacheState, now: float) -> ManifestAnswer:

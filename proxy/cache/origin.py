@@ -1,19 +1,30 @@
 """Manifests as upstreams have them: asked for, held against their digest, written down."""
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from proxy.cache.ask import Ask, Records, Rights
 from proxy.cache.records import manifest_key
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
-from proxy.oci.manifest import ACCEPT, MAX_MANIFEST_SIZE, ManifestInvalid, content_type_of, parse_manifest
+from proxy.oci.manifest import (
+    ACCEPT,
+    MAX_MANIFEST_SIZE,
+    SAYS_NOTHING,
+    ManifestInvalid,
+    content_type_of,
+    parse_manifest,
+)
 from proxy.oci.reference import TagOrDigest
 from proxy.telemetry.events import DigestMismatch, Tell
 from proxy.upstream.client import Call, Reply, Upstream
 from proxy.upstream.errors import UpstreamInvalid, UpstreamRejected, WrongDigest
+
+# Larger manifests are hashed and parsed in a thread, in bytes.
+_LARGE = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +50,32 @@ class ManifestOrigin:
     async def get(self, ask: Ask, reference: TagOrDigest) -> Content:
         """The manifest by GET, which counts against rate limits. Raises UpstreamError; WrongDigest for other bytes."""
         async with self._request(ask, reference, "GET") as reply:
-            body = await reply.read(MAX_MANIFEST_SIZE)
-            digest = self._checked(ask, reference, reply, body)
-            try:
-                manifest = parse_manifest(body, reply.headers.get("Content-Type", ""))
-            except ManifestInvalid as error:
-                raise UpstreamInvalid(f"{ask.repository} {reference}: {error}") from error
-        await self._records.put({manifest_key(digest): body})
-        member = await self._rights.grant(ask, digest, manifest.media_type, len(body))
-        return Content(digest, manifest.media_type, len(body), body, member.at)
+            content = await read_manifest(ask, reference, reply, self._tell)
+        await self._records.put({manifest_key(content.digest): content.body or b""})
+        member = await self._rights.grant(ask, content.digest, content.media_type, content.size)
+        return replace(content, at=member.at)
 
-    async def head(self, ask: Ask, reference: TagOrDigest) -> Content:
-        """The manifest's head, which costs no pull; by GET where the upstream's HEAD does not say enough."""
+    async def head(self, ask: Ask, reference: TagOrDigest, known: Content | None = None) -> Content:
+        """The manifest's head, which costs no pull; by GET where the upstream's HEAD does not say enough.
+
+        Where it names the digest of `known`, which was checked, it only confirms: type and size stay what they are.
+        """
         try:
             async with self._request(ask, reference, "HEAD") as reply:
-                content = _head(reference, reply)
+                seen, content = _digest_seen(reference, reply), _head(reference, reply)
         except UpstreamRejected as error:
             if error.status != 405:
                 raise
-            content = None
+            seen = content = None
+        if known is not None and seen == known.digest:
+            if known.body is not None:
+                # Confirmed content is kept on.
+                await self._records.put({manifest_key(known.digest): known.body})
+            content = known
         if content is None:
             return await self.get(ask, reference)
         member = await self._rights.grant(ask, content.digest, content.media_type, content.size)
-        return Content(content.digest, content.media_type, content.size, None, member.at)
+        return replace(content, at=member.at)
 
     def _request(
         self, ask: Ask, reference: TagOrDigest, method: Literal["GET", "HEAD"]
@@ -71,13 +85,29 @@ class ManifestOrigin:
         )
         return self._upstreams[ask.repository.registry].request(call)
 
-    def _checked(self, ask: Ask, reference: TagOrDigest, reply: Reply, body: bytes) -> Digest:
-        """The digest of `body`: the one asked for, the one the upstream names, or sha256 where it names none."""
-        digest = reference if isinstance(reference, Digest) else _named(reply) or Digest.of(body)
-        if not digest.matches(body):
-            self._tell(DigestMismatch(ask.repository.registry))
-            raise WrongDigest(f"{ask.repository} {reference}: the manifest's bytes are not those of {digest}")
-        return digest
+
+async def read_manifest(ask: Ask, reference: TagOrDigest, reply: Reply, tell: Tell) -> Content:
+    """The manifest in `reply`, held against its digest and its own rules. Raises WrongDigest or UpstreamInvalid."""
+    body = await reply.read(MAX_MANIFEST_SIZE)
+    # The digest asked for, the one the upstream names, or sha256 where it names none.
+    digest = reference if isinstance(reference, Digest) else _named(reply) or Digest.of(body)
+    content_type = reply.headers.get("Content-Type", "")
+    try:
+        if len(body) < _LARGE:
+            media_type = _checked(digest, body, content_type)
+        else:
+            media_type = await asyncio.to_thread(_checked, digest, body, content_type)
+    except ManifestInvalid as error:
+        raise UpstreamInvalid(f"{ask.repository} {reference}: {error}") from error
+    if media_type is None:
+        tell(DigestMismatch(ask.repository.registry))
+        raise WrongDigest(f"{ask.repository} {reference}: the manifest's bytes are not those of {digest}")
+    return Content(digest, media_type, len(body), body)
+
+
+def _checked(digest: Digest, body: bytes, content_type: str) -> str | None:
+    """The manifest's media type; None where it is not what `digest` names. Raises ManifestInvalid."""
+    return parse_manifest(body, content_type).media_type if digest.matches(body) else None
 
 
 def _named(reply: Reply) -> Digest | None:
@@ -87,17 +117,23 @@ def _named(reply: Reply) -> Digest | None:
         return None
 
 
-def _head(reference: TagOrDigest, reply: Reply) -> Content | None:
-    """What a HEAD says; None where it does not name the digest, the length and the type."""
-    named, size = _named(reply), reply.content_length
-    media_type = content_type_of(reply.headers.get("Content-Type", ""))
-    if media_type == "text/html":
+def _digest_seen(reference: TagOrDigest, reply: Reply) -> Digest | None:
+    """The digest that a HEAD speaks of; None where it names none. Raises UpstreamInvalid for an impossible one."""
+    named = _named(reply)
+    if content_type_of(reply.headers.get("Content-Type", "")) == "text/html":
         raise UpstreamInvalid(f"the upstream answered {reference} as text/html")
-    if isinstance(reference, Digest):
-        if named is not None and named.algorithm == reference.algorithm and named != reference:
-            raise UpstreamInvalid(f"the upstream answered {reference} with the head of {named}")
-        # Another algorithm's digest of the same bytes may be named; what was asked for is what was answered.
-        named = reference
-    if named is None or size is None or not media_type or media_type == "application/json":
+    if not isinstance(reference, Digest):
+        return named
+    if named is not None and named.algorithm == reference.algorithm and named != reference:
+        raise UpstreamInvalid(f"the upstream answered {reference} with the head of {named}")
+    # Another algorithm's digest of the same bytes may be named; what was asked for is what was answered.
+    return reference
+
+
+def _head(reference: TagOrDigest, reply: Reply) -> Content | None:
+    """What a HEAD says of a manifest nobody has yet; None where it does not name digest, length and type."""
+    digest, size = _digest_seen(reference, reply), reply.content_length
+    media_type = content_type_of(reply.headers.get("Content-Type", ""))
+    if digest is None or not size or media_type in SAYS_NOTHING:
         return None
-    return Content(named, media_type, size, None)
+    return Content(digest, media_type, size, None)

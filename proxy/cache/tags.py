@@ -1,24 +1,26 @@
 """Lists: a repository's tags, a manifest's referrers. Kept like tags: for `tag_ttl`, longer while upstream fails."""
 
-import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from proxy.cache.ask import Ask, Circuits, Clock, Records, Rights
-from proxy.cache.records import ListRecord, list_key, load_proof, proof_key
-from proxy.cache.singleflight import SingleFlight
+from proxy.cache.ask import Ask, Clock, Records, Rights
+from proxy.cache.attempts import Attempts, Circuits, LeftAlone
+from proxy.cache.records import ListRecord, list_key, proof_key
 from proxy.oci.manifest import OCI_INDEX, content_type_of
+from proxy.oci.route import PAGE_KEYS
 from proxy.policy.access import proof_counts, proof_counts_in_outage
 from proxy.policy.freshness import CacheState, Freshness, Verdict, freshness
 from proxy.telemetry.events import StaleServed, Tell
 from proxy.upstream.client import Call, Reply, Upstream
-from proxy.upstream.errors import UpstreamFailure, UpstreamInvalid, UpstreamRefused
+from proxy.upstream.errors import UpstreamFailure, UpstreamInvalid
 
 # Nothing larger is held in memory; registries page long before.
 _LIST_LIMIT = 8 * 1024 * 1024
+# Nothing larger is kept: clients choose the queries, and each has a row of its own.
+_LARGEST_KEPT = 512 * 1024
 
 _LINK = re.compile(r"<([^<>]*)>([^<]*)")
 _LONGEST_LINK = 4096
@@ -31,7 +33,7 @@ class ListQuestion:
 
     kind: Literal["tags", "referrers"]
     path: str
-    query: Mapping[str, str]
+    query: tuple[tuple[str, str], ...]
 
 
 class Lists:
@@ -49,58 +51,53 @@ class Lists:
         self._upstreams = upstreams
         self._records = records
         self._rights = rights
-        self._circuits = circuits
         self._clock = clock
         self._tell = tell
-        self._flights: SingleFlight[ListRecord] = SingleFlight("list")
+        self._attempts: Attempts[ListRecord] = Attempts("list", records, rights, circuits, clock)
 
     async def get(self, ask: Ask, question: ListQuestion) -> tuple[ListRecord, Verdict]:
         """The list. Raises UpstreamError; a 404 is the upstream's own: an invented empty list would hide signatures."""
-        key = list_key(question.kind, ask.repository, f"{question.path}?{urlencode(sorted(question.query.items()))}")
+        key = list_key(question.kind, ask.repository, f"{question.path}?{urlencode(question.query)}")
         raw_list, raw_proof = await self._records.get(key, proof_key(ask.principal, ask.repository))
-        record, proof, now = ListRecord.load(raw_list), load_proof(raw_proof), self._clock()
+        record, proof, now = ListRecord.load(raw_list), self._rights.proof(ask, raw_proof), self._clock()
         lifetimes = ask.lifetimes
         state = Freshness.EXPIRED
         if record is not None:
             state = freshness(record.fetched, now, lifetimes.tag_ttl, lifetimes.stale_if_error)
             if state is Freshness.FRESH and proof_counts(proof, now, lifetimes):
                 return record, self._verdict(ask, record, CacheState.HIT)
+        usable = state is not Freshness.EXPIRED and proof_counts_in_outage(proof, ask.principal, now, lifetimes)
         try:
-            self._circuits.raise_if_hopeless(ask)
-            task, joined = self._flights.start((ask.principal.key, key), lambda: self._fetch(ask, question, key))
-            fetched = await asyncio.shield(task)
+            fetched, joined = await self._attempts.run(
+                ask, question.path, (ask.principal.key, key), lambda: self._fetch(ask, question, key), usable
+            )
         except UpstreamFailure as failure:
-            usable = state is not Freshness.EXPIRED and proof_counts_in_outage(proof, ask.principal, now, lifetimes)
             if record is None or not usable:
                 raise
             self._tell(StaleServed(ask.repository.registry, failure.reason))
-            return record, self._verdict(ask, record, CacheState.STALE, f"stale-{failure.reason}")
+            return record, self._verdict(ask, record, CacheState.STALE, failure)
         return fetched, self._verdict(ask, fetched, CacheState.JOINED if joined else CacheState.MISS)
 
     async def close(self) -> None:
         """End what is under way."""
-        await self._flights.close()
+        await self._attempts.close()
 
-    def _verdict(self, ask: Ask, record: ListRecord, state: CacheState, detail: str | None = None) -> Verdict:
+    def _verdict(
+        self, ask: Ask, record: ListRecord, state: CacheState, failure: UpstreamFailure | None = None
+    ) -> Verdict:
         age = max(0.0, self._clock() - record.fetched)
-        return Verdict(state, age, ask.lifetimes.tag_ttl - age, detail, attempted=True)
+        detail = f"stale-{failure.reason}" if failure is not None else None
+        return Verdict(state, age, ask.lifetimes.tag_ttl - age, detail, attempted=not isinstance(failure, LeftAlone))
 
     async def _fetch(self, ask: Ask, question: ListQuestion, key: str) -> ListRecord:
         call = Call(
             question.kind, "GET", ask.repository, ask.principal, question.path,
             headers={"Accept": f"{OCI_INDEX}, application/json"}, query=question.query,
         )  # fmt: skip
-        try:
-            async with self._upstreams[ask.repository.registry].request(call) as reply:
-                record = await self._record(ask, reply)
-        except UpstreamRefused:
-            await self._rights.refuse(ask)
-            raise
-        except UpstreamFailure as failure:
-            self._circuits.failed(ask, failure)
-            raise
-        self._circuits.succeeded(ask)
-        await self._records.put({key: record.dump()})
+        async with self._upstreams[ask.repository.registry].request(call) as reply:
+            record = await self._record(ask, reply)
+        if len(record.body) <= _LARGEST_KEPT:
+            await self._records.put({key: record.dump()}, ask.lifetimes.tag_ttl + ask.lifetimes.stale_if_error)
         await self._rights.prove(ask)
         return record
 
@@ -130,5 +127,8 @@ def next_query(links: list[str]) -> str | None:
             except ValueError:
                 return None
             kept = [(name, value) for name, value in pairs if name != "ns"]
+            if any(name not in PAGE_KEYS | {"artifactType"} for name, _ in kept):
+                # It would not come back to us whole, and a client that follows it would never end.
+                return None
             return urlencode(kept) if kept else None
     return None

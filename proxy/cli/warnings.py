@@ -18,6 +18,10 @@ def configuration_warnings(settings: Settings) -> Iterator[str]:
         yield "every cluster has a match: clients that fit none get 403"
     if not settings.admin.address.is_loopback and settings.admin.token_file is None:
         yield "the admin listener is not on loopback: /metrics, /healthz and /readyz are open to whoever reaches it"
+    served = {listen.address for listen in settings.listen}
+    for cluster in settings.clusters:
+        if cluster.match is not None and cluster.match.listeners and not served & set(cluster.match.listeners):
+            yield f"cluster {cluster.name} matches listeners that are not served: none of its clients will be found"
     yield from _open_files(settings)
 
 

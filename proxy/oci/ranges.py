@@ -9,6 +9,12 @@ class RangeUnsatisfiable(Exception):
     """The range starts past the end, or asks for nothing: 416 with `Content-Range: bytes */size`."""
 
 
+def starts_past_zero(header: str | None) -> bool:
+    """May the body that `header` asks for begin past offset 0? Told before the blob's size is known."""
+    match = _RANGE.fullmatch(header.strip().replace(" ", "")) if header else None
+    return match is not None and (match[1] == "" or int(match[1]) > 0)
+
+
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     """The half-open (start, stop) that a Range header means in a body of `size` bytes; None: the whole body.
 

@@ -16,8 +16,11 @@ from proxy.oci.reference import TagOrDigest, parse_name, parse_tag_or_digest
 MAX_PATH_LENGTH = 1024
 MAX_QUERY_VALUE_LENGTH = 1024
 
+# What lists are paged with: the specification's `n` and `last`, and the keys that registries' own links use instead.
 # Lists are kept by their query, so keys that nobody knows would only fill the cache.
-_REFERRERS_KEYS = frozenset({"artifactType", "n", "last", "next_page", "nextPageToken", "page"})
+PAGE_KEYS = frozenset(
+    "n last next_page page page_size next_token nextToken nextPageToken token marker cursor".split()  # noqa: SIM905
+)
 
 _SHAPE = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags)/(?P<rest>[^/]*)", re.DOTALL)
 
@@ -49,17 +52,12 @@ class BlobRoute:
 
 @dataclass(frozen=True, slots=True)
 class TagsRoute:
-    """`GET /v2/<name>/tags/list?n=&last=`; `n` and `last` as the client wrote them, None where it did not."""
+    """`GET /v2/<name>/tags/list?n=&last=`."""
 
     name: str
-    n: str | None
-    last: str | None
+    # As upstream is to see it, each value as the client wrote it.
+    query: tuple[tuple[str, str], ...] = ()
     kind = "tags"
-
-    @property
-    def query(self) -> dict[str, str]:
-        """The query as upstream is to see it."""
-        return {key: value for key, value in (("n", self.n), ("last", self.last)) if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +66,9 @@ class ReferrersRoute:
 
     name: str
     digest: Digest
-    query_items: tuple[tuple[str, str], ...]
+    # As upstream is to see it: the filter, which may stand more than once, and the keys that registries page with.
+    query: tuple[tuple[str, str], ...]
     kind = "referrers"
-
-    @property
-    def query(self) -> dict[str, str]:
-        """The query as upstream is to see it: the filter, and the keys that registries page with."""
-        return dict(self.query_items)
 
 
 Route = Ping | ManifestRoute | BlobRoute | TagsRoute | ReferrersRoute
@@ -107,10 +101,11 @@ def _route(kind: str, name: str, rest: str, query: Mapping[str, str]) -> Route:
         return BlobRoute(name, Digest.parse(rest))
     if any(len(value) > MAX_QUERY_VALUE_LENGTH for value in query.values()):
         raise OCIError("UNSUPPORTED", "a value in the query is too long", status=400)
+    known = tuple(sorted(item for item in query.items() if item[0] in PAGE_KEYS))
     if kind == "tags":
-        return TagsRoute(name, query.get("n"), query.get("last"))
-    items = tuple(sorted((key, value) for key, value in query.items() if key in _REFERRERS_KEYS))
-    return ReferrersRoute(name, Digest.parse(rest), items)
+        return TagsRoute(name, known)
+    filters = tuple(sorted(item for item in query.items() if item[0] == "artifactType"))
+    return ReferrersRoute(name, Digest.parse(rest), filters + known)
 
 
 def _readable(method: str, route: Route) -> Route:

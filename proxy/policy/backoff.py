@@ -1,8 +1,11 @@
 """How long to leave a failing upstream alone, and how much of it (DESIGN, section 4).
 
-A circuit is opened by a failure for a *scope*: connection failures for the whole upstream, 5xx for the repository, 429
-and token-server failures for the principal at that upstream, so that one client's 429 stops nobody else. While it is
-open stale answers leave at once; one probe a step may go out.
+A circuit is opened by a failure for a *scope*: connection failures for the whole upstream, 5xx and timeouts for the
+repository's manifests, blobs or lists, 429 and token-server failures for the principal at that upstream, so that one
+client's 429 stops nobody else. An invalid answer speaks of its reference alone.
+
+A circuit is open for a step: stale answers leave at once and nobody asks. For as long again it is due: stale answers
+still leave at once, while one probe goes out. Then it is over, and the next request asks for itself.
 """
 
 from dataclasses import dataclass
@@ -21,29 +24,54 @@ _LONGEST_RETRY_AFTER = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Circuit:
-    """Open until `until` (Unix seconds) after `failures` in a row, the last of them for `reason`."""
+    """Opened at `opened` (Unix seconds) for `step` seconds, after `failures` in a row, the last for `reason`."""
 
     failures: int
-    until: float
+    opened: float
+    step: float
     reason: Reason
 
+    @property
+    def until(self) -> float:
+        """When it is due for a probe."""
+        return self.opened + self.step
 
-def scope_of(reason: Reason, at_token_server: bool, repository: Repository, principal: Principal) -> Scope:
-    """What a failure speaks of."""
-    if at_token_server or reason == "429":
-        return ("principal", repository.registry, principal.key)
-    if reason == "connect":
-        return ("upstream", repository.registry)
-    return ("repository", repository.registry, repository.name)
+    def is_open(self, now: float) -> bool:
+        """Is nobody to ask?"""
+        return now < self.until
+
+    def is_over(self, now: float) -> bool:
+        """Does it say nothing any more? Also where the clock was set back: how old it is nobody knows then."""
+        return not self.opened <= now < self.until + self.step
 
 
-def scopes_of(repository: Repository, principal: Principal) -> tuple[Scope, ...]:
-    """Every scope that a request is in."""
-    return (
-        ("upstream", repository.registry),
-        ("repository", repository.registry, repository.name),
-        ("principal", repository.registry, principal.key),
-    )
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a request is about: its repository, whose it is, of which kind, and which reference."""
+
+    repository: Repository
+    principal: Principal
+    kind: str
+    reference: str
+
+    def scopes(self) -> tuple[Scope, ...]:
+        """Every scope that it is in."""
+        registry, name = self.repository.registry, self.repository.name
+        return (
+            ("upstream", registry),
+            ("principal", registry, self.principal.key),
+            ("repository", registry, name, self.kind),
+            ("reference", registry, name, self.reference),
+        )
+
+    def scope_of(self, reason: Reason, at_token_server: bool, invalid: bool) -> Scope:
+        """What a failure of it speaks of."""
+        upstream, principal, repository, reference = self.scopes()
+        if at_token_server or reason == "429":
+            return principal
+        if reason == "connect":
+            return upstream
+        return reference if invalid else repository
 
 
 def open_circuit(
@@ -55,5 +83,4 @@ def open_circuit(
     """
     failures = before.failures + 1 if before is not None else 1
     step = min(_FIRST_STEP * 2.0 ** min(failures - 1, 16), _LONGEST_STEP) * (0.75 + 0.5 * jitter)
-    wait = max(step, min(retry_after or 0.0, _LONGEST_RETRY_AFTER))
-    return Circuit(failures, now + wait, reason)
+    return Circuit(failures, now, max(step, min(retry_after or 0.0, _LONGEST_RETRY_AFTER)), reason)

@@ -10,6 +10,8 @@ Invariants:
 import asyncio
 import errno
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 
@@ -22,6 +24,12 @@ from proxy.upstream.errors import UpstreamError
 # asyncio's own event loop is what this relies on: uvloop has no sendfile.
 _WINDOW = 512 * 1024
 _PROBE_EVERY = 128 * 1024
+# Seconds in which a client has to take a window; kubelets give a pull up after five minutes without bytes.
+_PATIENCE = 120.0
+
+
+class DamagedFile(OSError):
+    """A finished blob's file cannot be read to its end."""
 
 
 class BodyCut(ConnectionError):
@@ -33,6 +41,9 @@ async def send_head(exchange: Exchange, response: web.StreamResponse) -> None:
     await response.prepare(exchange.request)
     exchange.status = response.status
     exchange.head_sent = asyncio.get_running_loop().time()
+    if exchange.deadline is not None:
+        # From here on only silence ends the answer.
+        exchange.deadline.reschedule(None)
 
 
 async def send_source(exchange: Exchange, source: BlobSource, start: int, stop: int) -> None:
@@ -41,38 +52,51 @@ async def send_source(exchange: Exchange, source: BlobSource, start: int, stop: 
     position = start
     while position < stop:
         try:
-            end = min(await source.ready(position), stop, position + _WINDOW)
+            end = min(await source.ready(position, from_start=start == 0), stop, position + _WINDOW)
         except (UpstreamError, Uncacheable) as error:
-            exchange.detail = "cut"
-            cut(exchange)
-            raise BodyCut(str(error)) from error
+            raise cut(exchange, str(error)) from error
         if not _in_page_cache(source.file.fileno(), position, end):
             await asyncio.to_thread(_read_ahead, source.file.fileno(), position, end)
-        sent = await loop.sendfile(_transport(exchange), source.file, position, end - position)
+        async with _patience(exchange):
+            sent = await loop.sendfile(_transport(exchange), source.file, position, end - position)
         exchange.bytes_sent += sent
         position += sent
         if not sent:
-            cut(exchange)
-            raise BodyCut("the file is shorter than its blob")
+            raise DamagedFile(errno.EIO, "the file is shorter than its blob")
 
 
 async def send_reply(exchange: Exchange, response: web.StreamResponse, reply: Reply) -> None:
     """Send an upstream's body as it arrives, kept nowhere."""
     try:
         async for piece in reply.pieces():
-            await response.write(piece)
+            async with _patience(exchange):
+                await response.write(piece)
             exchange.bytes_sent += len(piece)
     except UpstreamError as error:
-        exchange.detail = "cut"
-        cut(exchange)
-        raise BodyCut(str(error)) from error
+        raise cut(exchange, str(error)) from error
 
 
-def cut(exchange: Exchange) -> None:
-    """End the connection with FIN, after what is buffered."""
+def cut(exchange: Exchange, reason: str) -> BodyCut:
+    """End the connection with FIN, after what is buffered; gives what is to be raised."""
+    exchange.detail = "cut"
     transport = exchange.request.transport
     if transport is not None:
         transport.close()
+    return BodyCut(reason)
+
+
+@asynccontextmanager
+async def _patience(exchange: Exchange) -> AsyncIterator[None]:
+    """Let the client take what it is sent, for so long; one that reads nothing holds a file or a connection."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            yield
+    except TimeoutError:
+        exchange.detail = "client-stalled"
+        # What is buffered will never be read, so there is nothing to flush.
+        if (transport := exchange.request.transport) is not None:
+            transport.abort()
+        raise BodyCut("the client stopped reading") from None
 
 
 def _transport(exchange: Exchange) -> asyncio.WriteTransport:

@@ -1,6 +1,7 @@
 """One request and what becomes of it, as it walks from the listener to the access line."""
 
-from dataclasses import dataclass, field
+import asyncio
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -31,7 +32,9 @@ class Exchange:
     detail: str = ""
     status: int = CLIENT_LEFT
     bytes_sent: int = 0
-    head_sent: float | None = field(default=None)
+    head_sent: float | None = None
+    deadline: asyncio.Timeout | None = None
+    damaged: bool = False
 
     @property
     def registry(self) -> str:

@@ -4,6 +4,7 @@ Each step either adds to the exchange or raises; `respond` turns what was raised
 """
 
 import asyncio
+import logging
 from typing import assert_never
 
 from aiohttp import web
@@ -11,12 +12,12 @@ from aiohttp import web
 from proxy.cache.ask import Ask
 from proxy.cache.fill import Uncacheable
 from proxy.oci.errors import OCIError
-from proxy.oci.ranges import RangeUnsatisfiable, parse_range
+from proxy.oci.ranges import RangeUnsatisfiable, parse_range, starts_past_zero
 from proxy.oci.route import BlobRoute, ManifestRoute, Ping, ReferrersRoute, TagsRoute, parse_route
 from proxy.policy.cluster import Client, client_address, select_cluster
 from proxy.policy.registry import Asked, choose_repository
 from proxy.server import passing
-from proxy.server.body import send_head, send_source
+from proxy.server.body import cut, send_head, send_source
 from proxy.server.exchange import Exchange
 from proxy.server.house import House
 from proxy.server.lists import answer_list
@@ -24,6 +25,10 @@ from proxy.server.respond import EVERY_ANSWER, error_response, oci_error, state_
 from proxy.settings import Address
 from proxy.telemetry.events import Tell
 
+_log = logging.getLogger("pullthrough.server")
+
+# containerd 2.3 gives up on a head after 30 s.
+_HEAD_DEADLINE = 25.0
 _BLOB_TYPE = "application/octet-stream"
 
 
@@ -57,11 +62,16 @@ class Handlers:
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
         try:
-            response = await self._walk(exchange)
+            async with asyncio.timeout(_HEAD_DEADLINE) as exchange.deadline:
+                response = await self._walk(exchange)
         except ConnectionError:
             # The client left, or its body was cut: there is nobody to answer.
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer of the specification
+        except Exception as error:
+            if exchange.head_sent is not None:
+                # There is one answer to a request, and this one has begun.
+                _log.error("a body for %s failed", exchange.client.address, exc_info=error)
+                raise cut(exchange, "the answer failed after its head") from error
             response = error_response(oci_error(error, exchange), exchange)
         if not response.prepared:
             exchange.status = response.status
@@ -104,15 +114,10 @@ class Handlers:
         wants_body = exchange.request.method == "GET"
         answer = await self.house.manifests.get(ask, route.reference, wants_body)
         content = answer.content
-        headers = state_headers(exchange, answer.verdict) | {
-            "Content-Type": content.media_type,
-            "Content-Length": str(content.size),
-            "Docker-Content-Digest": str(content.digest),
-            "ETag": f'"{content.digest}"',
-        }
+        headers = state_headers(exchange, answer.verdict)
         if content.body is None or not wants_body:
-            return await _head_only(exchange, headers)
-        return web.Response(body=content.body, headers=headers)
+            return await _head_only(exchange, headers | passing.manifest_headers(content))
+        return passing.manifest_response(content, headers)
 
     async def _blob(self, exchange: Exchange, ask: Ask, route: BlobRoute) -> web.StreamResponse:
         assert exchange.cluster is not None  # noqa: S101 - chosen before the registry
@@ -130,7 +135,7 @@ class Handlers:
 
     async def _cached_blob(self, exchange: Exchange, ask: Ask, route: BlobRoute) -> web.StreamResponse:
         range_header = _range_header(exchange.request, route)
-        answer = await self.house.blobs.open(ask, route.digest, range_header is None or _starts_at_zero(range_header))
+        answer = await self.house.blobs.open(ask, route.digest, starts_past_zero(range_header))
         source = answer.source
         try:
             try:
@@ -150,8 +155,14 @@ class Handlers:
             await send_source(exchange, source, start, stop)
             await response.write_eof()
             return response
+        except OSError as error:
+            if not isinstance(error, ConnectionError) and exchange.head_sent is not None:
+                exchange.damaged = True
+            raise
         finally:
             await source.close()
+            if exchange.damaged:
+                await self.house.blobs.damaged(route.digest)
 
 
 async def _head_only(exchange: Exchange, headers: dict[str, str]) -> web.StreamResponse:
@@ -178,11 +189,6 @@ def _range_header(request: web.BaseRequest, route: BlobRoute) -> str | None:
     if condition is not None and condition.strip() != f'"{route.digest}"':
         return None
     return request.headers.get("Range")
-
-
-def _starts_at_zero(range_header: str) -> bool:
-    span = range_header.replace(" ", "").lower()
-    return not span.startswith("bytes=") or span.startswith("bytes=0-") or "," in span
 
 
 def _client(house: House, listener: Address, request: web.BaseRequest) -> Client:

@@ -12,6 +12,7 @@ from proxy.policy.access import Principal, is_empty_authorization
 from proxy.policy.freshness import Lifetimes, lifetimes_of
 from proxy.policy.registry import Registries
 from proxy.settings import ClusterSettings, Settings
+from proxy.telemetry.events import Tell, silent
 from proxy.upstream.client import Upstream
 
 
@@ -27,6 +28,7 @@ class House:
     blobs: Blobs
     lists: Lists
     key: bytes
+    tell: Tell = silent
 
     def principal(self, cluster: ClusterSettings, registry: str, authorization: str) -> Principal:
         """Whose rights a request has: the client's own, the proxy's own where the cluster may use it, or nobody's."""
@@ -38,7 +40,7 @@ class House:
         return Principal("anonymous", "anonymous")
 
     def _hash(self, *parts: str) -> str:
-        return hmac.new(self.key, "\0".join(parts).encode(), hashlib.sha256).hexdigest()[:32]
+        return hmac.new(self.key, "\0".join(parts).encode(errors="surrogateescape"), hashlib.sha256).hexdigest()[:32]
 
 
 def lifetimes_table(settings: Settings) -> dict[tuple[str, str], Lifetimes]:

@@ -1,11 +1,11 @@
 """What goes past the cache: metadata-only clusters, clients with credentials of their own, and cache trouble."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 from aiohttp import web
 
 from proxy.cache.ask import Ask
+from proxy.cache.origin import Content, read_manifest
 from proxy.cache.tags import next_query
 from proxy.oci.manifest import ACCEPT
 from proxy.oci.route import BlobRoute, ManifestRoute, ReferrersRoute, TagsRoute
@@ -51,6 +51,10 @@ async def pass_through(
     redirects = exchange.cluster.mode == "metadata-only" and isinstance(route, BlobRoute)
     call = _client_call(exchange, ask, route, follow=not redirects or exchange.request.method == "HEAD")
     async with house.upstreams[ask.repository.registry].request(call) as reply:
+        if isinstance(route, ManifestRoute) and call.method == "GET":
+            content = await read_manifest(ask, route.reference, reply, house.tell)
+            headers = state_headers(exchange, Verdict(CacheState.PASS, detail="client-credentials"))
+            return manifest_response(content, headers)
         headers = {}
         query = next_query(reply.headers.getall("Link", []))
         if query is not None and isinstance(route, TagsRoute | ReferrersRoute):
@@ -64,7 +68,7 @@ def _client_call(
     method: Literal["GET", "HEAD"] = "HEAD" if exchange.request.method == "HEAD" else "GET"
     kind: Kind = route.kind  # type: ignore[assignment]  # a route's kinds are the calls' kinds
     headers: dict[str, str] = {}
-    query: Mapping[str, str] = {}
+    query: tuple[tuple[str, str], ...] = ()
     if isinstance(route, ManifestRoute):
         path, headers = f"manifests/{route.reference}", {"Accept": ACCEPT}
     elif isinstance(route, BlobRoute):
@@ -75,6 +79,21 @@ def _client_call(
         question = list_question(route)
         path, query = question.path, question.query
     return Call(kind, method, ask.repository, ask.principal, path, headers, query, follow)
+
+
+def manifest_response(content: Content, headers: dict[str, str]) -> web.Response:
+    """A manifest with its body."""
+    return web.Response(body=content.body, headers=headers | manifest_headers(content))
+
+
+def manifest_headers(content: Content) -> dict[str, str]:
+    """What every answer with a manifest, or its head, carries."""
+    return {
+        "Content-Type": content.media_type,
+        "Content-Length": str(content.size),
+        "Docker-Content-Digest": str(content.digest),
+        "ETag": f'"{content.digest}"',
+    }
 
 
 async def _pass_on(exchange: Exchange, reply: Reply, detail: str, headers: dict[str, str]) -> web.StreamResponse:

@@ -10,6 +10,7 @@ from proxy.oci.errors import STATUS_OF_CODE, OCIError, error_body
 from proxy.policy.freshness import CacheState, Verdict
 from proxy.server.exchange import Exchange
 from proxy.upstream.errors import (
+    RangeRefused,
     UpstreamError,
     UpstreamFailure,
     UpstreamMissing,
@@ -49,6 +50,9 @@ def oci_error(error: Exception, exchange: Exchange) -> OCIError:
         return _upstream_error(error, exchange)
     if isinstance(error, Uncacheable):
         return OCIError("UNAVAILABLE", "the proxy cannot serve this now")
+    if isinstance(error, TimeoutError):
+        exchange.state, exchange.detail = CacheState.MISS, "upstream-timeout"
+        return OCIError("UNAVAILABLE", "the registry did not answer in time", status=504)
     _log.error("request %s failed", exchange.request.rel_url.raw_path, exc_info=error)
     return OCIError("UNKNOWN", "the proxy failed to answer this request")
 
@@ -64,6 +68,9 @@ def _upstream_error(error: UpstreamError, exchange: Exchange) -> OCIError:
         default = _UNKNOWN_CODE.get(kind, "NAME_UNKNOWN")
         code = error.code if error.code is not None and STATUS_OF_CODE[error.code] == 404 else default
         return OCIError(code, f"{registry} does not have it")
+    if isinstance(error, RangeRefused):
+        whole = {"Content-Range": error.content_range} if error.content_range else {}
+        return OCIError("RANGE_INVALID", "the range starts past the end", headers=whole)
     if isinstance(error, UpstreamRejected):
         return OCIError(error.code or "UNSUPPORTED", f"{registry} refused the request", status=error.status)
     if isinstance(error, UpstreamFailure):

@@ -212,7 +212,9 @@ class DiskPartial:
         if self._pending:
             self._pending = False
             self._store.release(self._size)
-            await asyncio.to_thread(Path(self.file.name).unlink, missing_ok=True)
+            self.file.close()
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(Path(self.file.name).unlink, missing_ok=True)
         self.file.close()
 
 

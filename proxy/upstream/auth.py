@@ -22,6 +22,8 @@ from proxy.upstream.errors import UpstreamFailure, UpstreamInvalid, UpstreamRefu
 _DEFAULT_LIFE = 60.0
 # A token is renewed when less than this is left, or a tenth of its life where that is shorter.
 _RENEW_BEFORE = 30.0
+# No token is believed longer than this, whatever it says of itself.
+_LONGEST_LIFE = 86400.0
 _MOST_TOKENS = 4096
 
 
@@ -166,7 +168,7 @@ class Authorizer:
         if not isinstance(value, str) or not value or not value.isascii() or not value.isprintable():
             raise UpstreamFailure("5xx", f"the token server of {self._registry} sent no token", at_token_server=True)
         life = answer.get("expires_in")
-        seconds = float(life) if isinstance(life, int | float) and life > 0 else _DEFAULT_LIFE
+        seconds = min(life, _LONGEST_LIFE) if isinstance(life, int | float) and life > 0 else _DEFAULT_LIFE
         # Counted from now, not from `issued_at`: the two machines' clocks need not agree.
         return Token(value, self._clock() + seconds - min(_RENEW_BEFORE, seconds / 10), challenge)
 

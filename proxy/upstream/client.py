@@ -9,7 +9,7 @@ Invariants:
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from proxy.upstream.auth import Authorizer, TokenRequest
 from proxy.upstream.credentials import CredentialSource
 from proxy.upstream.errors import (
     NETWORK_ERRORS,
+    RangeRefused,
     UpstreamError,
     UpstreamFailure,
     UpstreamInvalid,
@@ -59,9 +60,11 @@ class Call:
     principal: Principal
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    query: Mapping[str, str] = field(default_factory=dict)
+    query: Sequence[tuple[str, str]] = ()
     # False: a redirect to another origin is given back instead of followed (metadata-only clusters pass it on).
     follow: bool = True
+    # True: only a head or a byte is wanted, which must not wait for connections that carry whole blobs.
+    small: bool = False
 
 
 class Reply:
@@ -212,7 +215,7 @@ class Upstream:
         headers = dict(call.headers)
         if authorization is not None:
             headers["Authorization"] = authorization
-        session = self._sessions["blobs" if call.kind == "blob" else "metadata"]
+        session = self._sessions["blobs" if call.kind == "blob" and not call.small else "metadata"]
         try:
             response = await session.request(
                 call.method, url, headers=headers, allow_redirects=False, proxy=self._settings.proxy
@@ -220,6 +223,9 @@ class Upstream:
         except NETWORK_ERRORS as error:
             failure = failure_of(error, self.registry)
             self._tell(UpstreamAnswered(self.registry, call.kind, call.method, failure.reason))
+            if not self._is_own(url):
+                # The host of a redirect says nothing about the registry itself.
+                failure = UpstreamFailure("5xx", f"{failure}, at the address it redirected to")
             raise failure from error
         except asyncio.CancelledError:
             # The head limit, or the end of the program; the first is the upstream's doing and is to be seen.
@@ -259,15 +265,19 @@ class Upstream:
             # A signed address that is over, or a store that is set up wrong: nothing about the principal's rights.
             return UpstreamInvalid(f"{message}, at the address it redirected to")
         if status in {401, 403}:
-            self._auth.refused(call.principal, call.repository)
+            if status == 401:
+                # A 403 says that the credential is known, and not for this.
+                self._auth.refused(call.principal, call.repository)
             challenge = self._auth.for_client(response.headers.getall("WWW-Authenticate", []))
             return UpstreamRefused(status, message, challenge)
-        wait = retry_after(response.headers.get("Retry-After"), self._clock())
-        if status == 429:
+        wait = retry_after(response.headers.get("Retry-After"), self._clock()) if self._is_own(response.url) else None
+        if status == 429 and self._is_own(response.url):
             return UpstreamFailure("429", message, retry_after=wait)
-        if status >= 500 or status < 400:
+        if status >= 500 or status < 400 or status == 429:
             return UpstreamFailure("5xx", message, retry_after=wait)
         code = code_in_body(await _error_body(response)) if call.method == "GET" else None
+        if status == 416:
+            return RangeRefused(message, response.headers.get("Content-Range"))
         return UpstreamMissing(message, code) if status == 404 else UpstreamRejected(status, message, code)
 
     async def _ask_token_server(self, request: TokenRequest) -> dict[str, object]:
@@ -301,7 +311,7 @@ class Upstream:
             raise UpstreamFailure(reason, message, retry_after=wait, at_token_server=True)
         try:
             answer = json.loads(await _error_body(response))
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise UpstreamFailure("5xx", f"{message} with something that is not JSON", at_token_server=True)

@@ -64,6 +64,14 @@ class UpstreamRejected(UpstreamError):
         self.code = code
 
 
+class RangeRefused(UpstreamRejected):
+    """416: the range starts past the end. `content_range` is the upstream's, `bytes */SIZE`."""
+
+    def __init__(self, message: str, content_range: str | None) -> None:
+        super().__init__(416, message, "RANGE_INVALID")
+        self.content_range = content_range
+
+
 def failure_of(error: BaseException, registry: str) -> UpstreamFailure:
     """The failure that a network exception means.
 
@@ -81,8 +89,10 @@ def failure_of(error: BaseException, registry: str) -> UpstreamFailure:
         # It could be connected to, so this speaks of what was asked for, not of the whole upstream.
         return UpstreamFailure("5xx", f"{registry} broke its answer off")
     if isinstance(error, aiohttp.ClientConnectionError | ConnectionError | OSError):
-        return UpstreamFailure("connect", f"{registry} broke the connection off")
+        # It could be connected to, so this speaks of what was asked for.
+        return UpstreamFailure("5xx", f"{registry} broke the connection off")
     return UpstreamInvalid(f"{registry} answered something that is not HTTP: {type(error).__name__}")
 
 
-NETWORK_ERRORS: tuple[type[BaseException], ...] = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
+# ValueError: a host that cannot be encoded, a header that cannot be sent.
+NETWORK_ERRORS: tuple[type[BaseException], ...] = (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError)

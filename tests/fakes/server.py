@@ -70,6 +70,9 @@ class FakeServer:
         else:
             response.enable_chunked_encoding()
         await response.prepare(request)
+        if request.method == "HEAD":
+            await response.write_eof()
+            return response
         piece = 64 * 1024
         for offset in range(0, len(body), piece):
             if pause is not None:

@@ -138,3 +138,38 @@ async def test_a_signed_address_that_is_over_is_no_refusal(
         answer = await proxy.get(f"/v2/team/app/blobs/{digest_of(BLOB)}")
         assert (answer.status, answer.code) == (502, "UNAVAILABLE")
     await other.stop()
+
+
+@pytest.mark.parametrize("header", ["bytes=5-2", "bytes=abc", "bytes=00-", "bytes=-2000000", "bytes=-99999999"])
+async def test_every_body_from_zero_is_held_back(proxy: Proxy, registry: FakeRegistry, header: str) -> None:
+    """However the whole blob was asked for, wrong bytes never complete."""
+    digest = registry.put("team/app", "application/octet-stream", BLOB, wrong_digest(BLOB))
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await proxy.get(f"/v2/team/app/blobs/{digest}", Range=header)
+
+
+async def test_the_rest_of_a_wrong_blob_begins_no_new_round(proxy: Proxy, registry: FakeRegistry) -> None:
+    """A client that comes back for the rest of what was cut gets 502 until negative_ttl is over."""
+    digest = registry.put("team/app", "application/octet-stream", BLOB, wrong_digest(BLOB))
+    path = f"/v2/team/app/blobs/{digest}"
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await proxy.get(path)
+    for _ in range(3):
+        assert (await proxy.get(path, Range="bytes=1000000-")).status == 502
+    assert registry.count("GET", "/blobs/") == 1
+
+
+async def test_the_range_refused_past_the_cache_is_416(proxy: Proxy, registry: FakeRegistry) -> None:
+    """A 416 of the upstream is RANGE_INVALID with its Content-Range."""
+    registry.fault = lambda request: web.Response(status=416, headers={"Content-Range": "bytes */7"})
+    answer = await proxy.get(f"/v2/a/blobs/{digest_of(BLOB)}", Range="bytes=9-", Authorization="Bearer x")
+    assert (answer.status, answer.code, answer.headers["Content-Range"]) == (416, "RANGE_INVALID", "bytes */7")
+
+
+async def test_a_clients_own_manifest_is_checked_too(proxy: Proxy, registry: FakeRegistry) -> None:
+    """With credentials of the client's own, HTML and wrong bytes are 502 as well."""
+    registry.fault = answer_with(b"<html>", "text/html")
+    assert (await proxy.get(TAG, Authorization="Bearer x")).status == 502
+    registry.fault = answer_with(IMAGE.manifest, OCI_MANIFEST)
+    wrong = f"/v2/team/app/manifests/{wrong_digest(IMAGE.manifest)}"
+    assert (await proxy.get(wrong, Authorization="Bearer x")).status == 502

@@ -27,7 +27,7 @@ async def test_tags_are_paged_back_through_here(proxy: Proxy, registry: FakeRegi
             path = link[1 : link.index(">")]
     assert tags == ["a", "b", "c"]
     assert "Link" not in answer.headers
-    assert [seen.query for seen in registry.seen] == ["n=2", "n=2&last=b"]
+    assert [seen.query for seen in registry.seen] == ["n=2", "last=b&n=2"]
 
 
 async def test_a_list_is_kept_like_a_tag(proxy: Proxy, registry: FakeRegistry) -> None:

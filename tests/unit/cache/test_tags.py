@@ -28,7 +28,8 @@ from proxy.cache.tags import next_query
         (['<?last=a%20b%26c&ns=docker.io>; rel="next"'], "last=a+b%26c"),
         (['<?ns=docker.io>; rel="next"'], None),
         (["nonsense; rel=next"], None),
-        (['<?x=1%0d%0aSet-Cookie:y>; rel="next"'], "x=1%0D%0ASet-Cookie%3Ay"),
+        (['<?unheard_of=1>; rel="next"'], None),
+        (['<?last=1%0d%0aSet-Cookie:y>; rel="next"'], "last=1%0D%0ASet-Cookie%3Ay"),
     ],
 )
 def test_links_and_their_queries(links: list[str], query: str | None) -> None:
@@ -36,9 +37,9 @@ def test_links_and_their_queries(links: list[str], query: str | None) -> None:
     assert next_query(links) == query
 
 
-@given(st.dictionaries(st.text(min_size=1), st.text(min_size=1), max_size=4))
+@given(st.dictionaries(st.sampled_from(["n", "last", "next_page", "ns"]), st.text(min_size=1, max_size=40)))
 def test_any_query_comes_through_as_it_was(pairs: dict[str, str]) -> None:
-    """Whatever its names and values hold."""
+    """Whatever its values hold."""
     from urllib.parse import parse_qsl, urlencode
 
     wanted = {name: value for name, value in pairs.items() if name != "ns"}

@@ -5,29 +5,49 @@ from hypothesis import strategies as st
 
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal
-from proxy.policy.backoff import Circuit, Reason, open_circuit, scope_of, scopes_of
+from proxy.policy.backoff import Circuit, Reason, Subject, open_circuit
 
 REPOSITORY = Repository("docker.io", "library/nginx")
 PRINCIPAL = Principal("client", "key")
 NOW = 1_800_000_000.0
 
 
+def subject(
+    repository: Repository = REPOSITORY, principal: Principal = PRINCIPAL, kind: str = "manifest", reference: str = "v1"
+) -> Subject:
+    return Subject(repository, principal, kind, reference)
+
+
 def test_what_a_failure_speaks_of() -> None:
-    """Connections: the upstream. 5xx and time-outs: the repository. 429 and the token server: this principal."""
-    upstream, repository, principal = scopes_of(REPOSITORY, PRINCIPAL)
-    assert scope_of("connect", False, REPOSITORY, PRINCIPAL) == upstream
-    assert scope_of("5xx", False, REPOSITORY, PRINCIPAL) == repository
-    assert scope_of("timeout", False, REPOSITORY, PRINCIPAL) == repository
-    assert scope_of("429", False, REPOSITORY, PRINCIPAL) == principal
-    assert scope_of("connect", True, REPOSITORY, PRINCIPAL) == principal
+    """Connections: the upstream. 5xx and time-outs: the repository's manifests. 429, token server: the principal."""
+    upstream, principal, repository, reference = subject().scopes()
+    assert subject().scope_of("connect", False, False) == upstream
+    assert subject().scope_of("5xx", False, False) == repository
+    assert subject().scope_of("timeout", False, False) == repository
+    assert subject().scope_of("429", False, False) == principal
+    assert subject().scope_of("connect", True, False) == principal
+    assert subject().scope_of("5xx", False, True) == reference
 
 
 def test_one_clients_429_stops_nobody_else() -> None:
     """Its scope is in no other principal's and in no other registry's."""
-    scope = scope_of("429", False, REPOSITORY, PRINCIPAL)
-    assert scope not in scopes_of(REPOSITORY, Principal("client", "other"))
-    assert scope not in scopes_of(Repository("ghcr.io", "library/nginx"), PRINCIPAL)
-    assert scope in scopes_of(Repository("docker.io", "other"), PRINCIPAL)
+    scope = subject().scope_of("429", False, False)
+    assert scope not in subject(principal=Principal("client", "other")).scopes()
+    assert scope not in subject(Repository("ghcr.io", "library/nginx")).scopes()
+    assert scope in subject(Repository("docker.io", "other")).scopes()
+
+
+def test_a_blobs_failure_stops_no_tag() -> None:
+    """A 5xx for a blob is in no manifest's scopes, nor an invalid tag in another tag's."""
+    assert subject(kind="blob").scope_of("5xx", False, False) not in subject().scopes()
+    assert subject(reference="bad").scope_of("5xx", False, True) not in subject().scopes()
+
+
+def test_a_circuit_is_open_then_due_then_over() -> None:
+    """A step each; and over as well where the clock was set back before it was opened."""
+    circuit = Circuit(1, NOW, 10.0, "5xx")
+    states = [(circuit.is_open(NOW + after), circuit.is_over(NOW + after)) for after in (0, 9, 10, 19, 20, -1)]
+    assert states == [(True, False), (True, False), (False, False), (False, False), (False, True), (True, True)]
 
 
 def test_steps_double_up_to_a_minute() -> None:
@@ -53,6 +73,6 @@ def test_retry_after_is_obeyed_where_it_is_longer() -> None:
 @given(st.integers(0, 10**9), st.none() | st.floats(0, 1e12), st.floats(0, 1), st.sampled_from(["connect", "429"]))
 def test_it_always_ends(failures: int, after: float | None, jitter: float, reason: Reason) -> None:
     """However often it failed: the wait is positive and an hour at most."""
-    circuit = open_circuit(Circuit(failures, NOW, "5xx"), reason, after, NOW, jitter)
+    circuit = open_circuit(Circuit(failures, NOW, 1.0, "5xx"), reason, after, NOW, jitter)
     assert 0 < circuit.until - NOW <= 3600
     assert (circuit.failures, circuit.reason) == (failures + 1, reason)

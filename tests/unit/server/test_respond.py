@@ -112,7 +112,7 @@ async def test_every_error_and_its_answer(
     [
         (MANIFEST, "MANIFEST_UNKNOWN"),
         (BlobRoute("a", DIGEST), "BLOB_UNKNOWN"),
-        (TagsRoute("a", None, None), "NAME_UNKNOWN"),
+        (TagsRoute("a"), "NAME_UNKNOWN"),
         (ReferrersRoute("a", DIGEST, ()), "MANIFEST_UNKNOWN"),
     ],
 )

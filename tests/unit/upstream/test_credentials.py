@@ -1,5 +1,6 @@
 """The proxy's own credentials: password files, docker's config.json, credential helpers."""
 
+import asyncio
 import base64
 import json
 import os
@@ -192,8 +193,9 @@ async def test_a_helper_that_hangs_is_ended(
     """After its time, and its process with it."""
     monkeypatch.setattr(credentials, "_HELPER_TIMEOUT", 0.2)
     helper("slow", f"echo $$ > {tmp_path / 'pid'}; exec sleep 60")
-    with pytest.raises(CredentialsUnavailable, match="in time"):
-        await from_helper("slow").get()
+    async with asyncio.timeout(10):
+        with pytest.raises(CredentialsUnavailable, match="in time"):
+            await from_helper("slow").get()
     if (tmp_path / "pid").exists():  # unless it was ended before it had begun
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -1,0 +1,71 @@
+"""A finished blob whose file cannot be read, and a fill that cannot be put in place."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import pytest
+
+from proxy.settings import Settings
+from proxy.storage.base import StorageError
+from proxy.storage.disk import DiskPartial
+from tests.fakes.content import random_bytes
+from tests.fakes.proxy import Proxy, running
+from tests.fakes.registry import FakeRegistry
+
+BLOB = random_bytes(3_000_000, 40)
+
+
+async def test_a_bad_sector_cuts_the_body_and_drops_the_blob(
+    proxy: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No second answer is written into a body: it is cut, and the next pull brings the blob anew."""
+    path = f"/v2/a/blobs/{registry.put('a', 'application/octet-stream', BLOB)}"
+    await proxy.get(path)
+    await proxy.stored(1)
+    loop = asyncio.get_running_loop()
+    sendfile = loop.sendfile
+
+    async def bad_sector(transport: Any, file: Any, offset: int, count: int) -> int:
+        if offset > 1_000_000:
+            raise OSError(5, os.strerror(5))
+        return await sendfile(transport, file, offset, count)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(loop, "sendfile", bad_sector)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await proxy.get(path)
+    answer = await proxy.get(path)
+    assert answer.body == BLOB
+    assert registry.count("GET", "/blobs/") == 2
+
+
+async def test_a_fill_that_cannot_be_kept_is_nobodys_to_join(
+    settings: Callable[..., Settings], registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a fill that was not kept gives its file up, another client begins one of its own."""
+    reached, release = asyncio.Event(), asyncio.Event()
+    discard = DiskPartial.discard
+
+    async def fails(_partial: DiskPartial) -> None:
+        raise StorageError("the disk is gone")
+
+    async def slowly(partial: DiskPartial) -> None:
+        reached.set()
+        await release.wait()
+        await discard(partial)
+
+    monkeypatch.setattr(DiskPartial, "publish", fails)
+    monkeypatch.setattr(DiskPartial, "discard", slowly)
+    path = f"/v2/a/blobs/{registry.put('a', 'application/octet-stream', BLOB)}"
+    async with running(settings()) as proxy:
+        # On a connection of its own: the next request must not wait for this one's end.
+        assert (await proxy.get(path, Connection="close")).body == BLOB
+        await reached.wait()
+        second = asyncio.create_task(proxy.get(path))
+        while registry.count("GET", "/blobs/") < 2:
+            await asyncio.sleep(0)
+        release.set()
+        assert (await second).body == BLOB

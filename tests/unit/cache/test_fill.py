@@ -1,0 +1,41 @@
+"""A fill and those who wait for it, where the upstream room fails in a way that nobody foresaw."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from proxy.cache.ask import Ask
+from proxy.cache.fill import Fill
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Repository
+from proxy.policy.access import Principal
+from proxy.policy.freshness import lifetimes_of
+from proxy.settings import ManifestSettings
+from proxy.telemetry.events import silent
+from proxy.upstream.client import Reply
+from tests.conformance.memory import MemoryBlobs
+
+ASK = Ask(Repository("reg.test", "a"), Principal("anonymous", "anonymous"), lifetimes_of(ManifestSettings()))
+
+
+@pytest.mark.parametrize("error", [UnicodeError("label empty or too long"), RecursionError(), ValueError(), KeyError()])
+async def test_nobody_waits_for_a_fill_that_has_ended(error: Exception) -> None:
+    """Whatever ends it, readers are told: a client must never hang on a task that is gone."""
+
+    @asynccontextmanager
+    async def request() -> AsyncIterator[Reply]:
+        raise error
+        yield
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    fill = Fill(Digest.of(b"x"), ASK, MemoryBlobs({}, 100, 0), silent)
+    reader = fill.join()
+    await asyncio.gather(fill.run(request(), nothing, nothing), return_exceptions=True)
+    assert fill.error is not None
+    with pytest.raises(Exception):  # noqa: B017 - which one is the fill's to choose
+        await reader.confirmed()
+    await reader.close()

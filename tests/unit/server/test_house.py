@@ -1,0 +1,49 @@
+"""Whose rights a request has."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+from proxy.server.house import House
+from proxy.settings import ClusterSettings
+
+OPEN, OWN = ClusterSettings(name="open"), ClusterSettings(name="own", credentials=True)
+
+
+def house(key: bytes = b"k" * 32, identity: str = "me") -> House:
+    """A house with one registry whose upstream has a credential, and one without."""
+    upstreams: Any = {
+        "a.test": SimpleNamespace(credential=SimpleNamespace(identity=identity)),
+        "b.test": SimpleNamespace(credential=None),
+    }
+    nothing = cast(Any, None)
+    return House(nothing, nothing, {}, upstreams, nothing, nothing, nothing, key)
+
+
+def test_the_three_kinds_of_principals() -> None:
+    """The client's own, the proxy's own where the cluster may use it and there is one, else anonymous."""
+    assert house().principal(OWN, "a.test", "Bearer x").kind == "client"
+    assert house().principal(OWN, "a.test", "").kind == "own"
+    assert house().principal(OWN, "a.test", "Basic Og==").kind == "own"
+    assert house().principal(OWN, "b.test", "").kind == "anonymous"
+    assert house().principal(OPEN, "a.test", "").kind == "anonymous"
+
+
+def test_keys_tell_principals_apart_and_hold_no_secret() -> None:
+    """By header, registry and the cache's own key; the same one every time."""
+    keys = {
+        house().principal(OPEN, "a.test", "Bearer x").key,
+        house().principal(OPEN, "a.test", "Bearer y").key,
+        house().principal(OPEN, "b.test", "Bearer x").key,
+        house(key=b"o" * 32).principal(OPEN, "a.test", "Bearer x").key,
+        house().principal(OWN, "a.test", "").key,
+        house(identity="other").principal(OWN, "a.test", "").key,
+        house().principal(OPEN, "a.test", "").key,
+    }
+    assert len(keys) == 7
+    assert house().principal(OPEN, "a.test", "Bearer x").key in keys
+    assert not any("Bearer" in key for key in keys)
+
+
+def test_a_header_with_bytes_that_are_no_text_has_a_principal_too() -> None:
+    """aiohttp hands bytes that are not UTF-8 on as lone surrogates."""
+    assert house().principal(OPEN, "a.test", "Bearer \udcff").kind == "client"
