@@ -17,7 +17,7 @@ def audit(event, arguments):
     if event == "open" and str(arguments[0]).endswith((".yaml", ".json", ".env")):
         opened.append((event, arguments))
 import asyncio, threading, os, signal, logging, socket
-import aiohttp, aiofiles, diskcache, prometheus_client, pydantic_settings, yaml, click, aiohttp.web
+import aiohttp, aiofiles, diskcache, prometheus_client, yaml, click, aiohttp.web
 environment, handlers = dict(os.environ), logging.getLogger().handlers[:]
 signals = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
 sys.addaudithook(audit)
