@@ -33,6 +33,7 @@ def client_address(peer: str, forwarded_for: str, trusted: Sequence[Network]) ->
     """The client's address: the peer's, or what trusted proxies say in X-Forwarded-For, read from the right.
 
     The right-most address that is not itself a trusted proxy counts; everything left of it is only the client's word.
+    None where a trusted proxy says something that is no address: the proxy's own might be another cluster's.
     """
     address = parse_ip(peer)
     for claimed in reversed(forwarded_for.split(",") if forwarded_for else []):
@@ -41,7 +42,7 @@ def client_address(peer: str, forwarded_for: str, trusted: Sequence[Network]) ->
         # Some load balancers append the client's port.
         claim = parse_ip(claimed) or parse_ip(host_without_port(claimed.strip()))
         if claim is None:
-            break
+            return None
         address = claim
     return address
 

@@ -129,3 +129,8 @@ def test_a_host_without_its_port(host: str, name: str) -> None:
 def test_an_address_with_a_port_is_still_an_address(forwarded: str) -> None:
     """Some load balancers (Azure's Application Gateway) append the client's port."""
     assert client_address("10.0.0.1", forwarded, TRUSTED) != ipaddress.ip_address("10.0.0.1")
+
+
+def test_a_trusted_proxy_that_says_nonsense_makes_nobody_of_its_client() -> None:
+    """Its own address might be in another cluster's network."""
+    assert client_address("10.0.0.1", "unknown", TRUSTED) is None
