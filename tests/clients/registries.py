@@ -46,19 +46,21 @@ class Request:
 
 
 class Upstream:
-    """A running registry with its storage below `directory`."""
+    """A running registry with its storage below `directory`; it redirects blobs to `redirect_to`, if that is given."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, redirect_to: str | None = None) -> None:
         self.name = name
         self.port = free_port()
         directory.mkdir(parents=True)
         config = directory / "config.yml"
-        document = {
+        document: dict[str, object] = {
             "version": "0.1",
             "log": {"level": "error"},
             "storage": {"filesystem": {"rootdirectory": str(directory / "storage")}, "delete": {"enabled": True}},
             "http": {"addr": f"127.0.0.1:{self.port}", "secret": "only-for-tests"},
         }
+        if redirect_to is not None:
+            document["middleware"] = {"storage": [{"name": "redirect", "options": {"baseurl": redirect_to}}]}
         config.write_text(yaml.safe_dump(document))
         env = {"OTEL_TRACES_EXPORTER": "none"}
         self._daemon = Daemon([REGISTRIES[name], "serve", config], directory / "log", env)
