@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from proxy.oci.digest import Digest
+from proxy.storage.fillmap import FillMap
 
 
 class StorageError(Exception):
@@ -57,15 +58,26 @@ class StoredBlob(Protocol):
 
 
 class PartialBlob(Protocol):
-    """A blob that is being written, with room reserved for all of it."""
+    """A blob being filled, with room reserved for all of it. Several processes may have it open; only the one that
+    holds the claim for its digest writes, publishes or discards it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole blob."""
+        ...
 
     @property
     def file(self) -> BinaryIO:
-        """Open for reading and writing, unbuffered; what was not written yet reads as zeros."""
+        """Open for reading and writing, unbuffered, and at the same offsets for all. It stays good after `publish`."""
         ...
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Write `data` at `offset`. Blocks: call it in a thread. Raises OSError."""
+    @property
+    def map(self) -> FillMap:
+        """What of it has arrived."""
+        ...
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write `data` at `offset`; the map is the caller's to tell. Blocks: call it in a thread. Raises OSError."""
         ...
 
     async def publish(self) -> None:
@@ -73,7 +85,11 @@ class PartialBlob(Protocol):
         ...
 
     async def discard(self) -> None:
-        """Forget it and give its room back. After `publish` this only closes the file."""
+        """It is of no use: its file goes and its room is given back. It stays open; never raises."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it; what was neither published nor discarded stays, to be gone on with. May be called again."""
         ...
 
 
@@ -85,25 +101,58 @@ class Usage:
     blobs: int
 
 
-class BlobStore(Protocol):
-    """Finished blobs by digest, and room for more."""
+@dataclass(frozen=True, slots=True)
+class User:
+    """For whom a blob is stored or read: what eviction's shares and kept patterns go by. All as configured names."""
 
-    async def open(self, digest: Digest) -> StoredBlob | None:
-        """The finished blob, marked as used now; None where there is none. Raises StorageError."""
+    registry: str
+    repository: str
+    cluster: str
+
+
+class BlobStore(Protocol):
+    """Finished blobs by digest, and those being filled. Processes may share one; each has an object of its own."""
+
+    async def open(self, digest: Digest, user: User | None = None) -> StoredBlob | None:
+        """The finished blob, whoever published it, marked as used now by `user`; None where there is none.
+
+        Raises StorageError.
+        """
         ...
 
-    async def begin(self, digest: Digest, size: int) -> PartialBlob:
-        """Reserve room for `size` bytes, evicting what was used longest ago. Raises NoRoom or StorageError."""
+    def claim(self, digest: Digest) -> bool:
+        """Become the one process that fills `digest`; False where another one is. Never waits.
+
+        It ends with `release`, or with the process, however that ends.
+        """
+        ...
+
+    def release(self, digest: Digest) -> None:
+        """Give the claim up."""
+        ...
+
+    async def begin(self, digest: Digest, size: int, user: User | None = None) -> PartialBlob:
+        """Reserve room for `size` bytes, evicting others where it has to be. The caller has the claim.
+
+        A fill of the same digest that was left behind is replaced. Raises NoRoom or StorageError.
+        """
+        ...
+
+    async def attach(self, digest: Digest) -> PartialBlob | None:
+        """The fill that another process runs, or one that was left behind; None where there is none that can be used.
+
+        Raises StorageError.
+        """
         ...
 
     async def remove(self, digest: Digest, reason: str) -> bool:
-        """Remove a finished blob. False where there is none, or somebody reads it."""
+        """Remove a finished blob. False where there is none, or somebody reads it, in whatever process."""
         ...
 
     def holds(self, digest: Digest) -> bool:
-        """Is there a finished blob, as far as is known without looking? Never waits."""
+        """Is there a finished blob, as far as this process knows without looking? Never waits."""
         ...
 
-    def usage(self) -> Usage:
-        """How much is stored. Never waits."""
+    async def usage(self) -> Usage:
+        """How much is stored. Raises StorageError."""
         ...
