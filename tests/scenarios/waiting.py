@@ -1,0 +1,35 @@
+"""What scenarios of fills wait for, by looking and never by the clock."""
+
+import asyncio
+from collections.abc import Callable
+
+from tests.fakes.proxy import Proxy
+from tests.fakes.reader import Reader
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for `condition`, which something under way brings about."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def came_in(proxy: Proxy, count: int) -> None:
+    """Wait until the proxy has taken so many bytes of bodies from its upstreams."""
+    async with asyncio.timeout(20):
+        while await proxy.metric("pullthrough_upstream_bytes_total") < count:
+            await asyncio.sleep(0)
+
+
+async def no_fill_runs(proxy: Proxy) -> None:
+    """Wait until no fill is active."""
+    async with asyncio.timeout(20):
+        while await proxy.metric("pullthrough_fills_active"):
+            await asyncio.sleep(0)
+
+
+async def leave(*readers: Reader) -> None:
+    """Let them go, and the loop see it."""
+    for reader in readers:
+        reader.leave()
+    await asyncio.sleep(0)
