@@ -1,10 +1,26 @@
-"""What scenarios of fills wait for, by looking and never by the clock."""
+"""What scenarios of fills share: sizes, and what they wait for, by looking and never by the clock."""
 
 import asyncio
 from collections.abc import Callable
 
 from tests.fakes.proxy import Proxy
 from tests.fakes.reader import Reader
+from tests.fakes.registry import FakeRegistry
+
+KIB = 1024
+MIB = 1024 * 1024
+# Ranges begin at multiples of this.
+BLOCK = 256 * KIB
+
+
+def put(registry: FakeRegistry, content: bytes, repository: str = "team/app", digest: str | None = None) -> str:
+    """Let `repository` have the blob; gives its path at the proxy."""
+    return f"/v2/{repository}/blobs/{registry.put(repository, 'application/octet-stream', content, digest)}"
+
+
+def digest_in(path: str) -> str:
+    """The digest that a blob's path ends with."""
+    return path.rpartition("/")[2]
 
 
 async def until(condition: Callable[[], bool]) -> None:
