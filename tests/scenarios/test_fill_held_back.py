@@ -28,7 +28,7 @@ def wrong_once(count: int = 1) -> list[Act]:
 
 
 async def test_a_body_from_zero_waits_for_the_hash(proxy: Proxy, registry: FakeRegistry) -> None:
-    """A wrong blob's last byte is never sent to who asked for all of it: the body is cut with FIN, and it is counted."""
+    """A wrong blob's last byte is never sent to who asked for all of it: the body is cut with FIN, and counted."""
     path = put(registry, RIGHT)
     registry.script = wrong_once()
     reader = await Reader.open(proxy, path)

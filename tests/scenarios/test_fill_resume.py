@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
@@ -37,11 +38,11 @@ async def fetched_over_a_fault(proxy: Proxy, registry: FakeRegistry, act: Act, g
     return registry.record.requests[1]
 
 
-@pytest.mark.parametrize("kind", ["fin_at", "rst_at"])
-async def test_a_connection_that_ends(proxy: Proxy, registry: FakeRegistry, kind: str) -> None:
-    """FIN or RST in the middle: the next range begins at the very byte that is missing, and the client notices nothing."""
+@pytest.mark.parametrize("act", [Act(fin_at=ODD), Act(rst_at=ODD)])
+async def test_a_connection_that_ends(proxy: Proxy, registry: FakeRegistry, act: Act) -> None:
+    """FIN or RST in the middle: the next range begins at the very byte that is missing; the client notices nothing."""
     gate = Gate(ODD)
-    resumed = await fetched_over_a_fault(proxy, registry, Act(gate=gate, **{kind: ODD}), gate)
+    resumed = await fetched_over_a_fault(proxy, registry, replace(act, gate=gate), gate)
     assert resumed.start == ODD
     assert registry.record.times_sent(DIGEST) == [(0, len(BLOB), 1)]
     assert await proxy.metric("pullthrough_fill_resumes_total") == 1
