@@ -85,14 +85,11 @@ async def test_a_refused_first_client_does_not_speak_for_a_second(
     clusters = [{"name": "trusted", "credentials": True, "match": {"hosts": ["trusted.test"]}}, {"name": "others"}]
     registry.script = [Act(head_gate=head)]
     async with running(settings({"credentials": credentials}, clusters=clusters)) as proxy:
-        refused, trusted = await asyncio.gather(proxy.get(APP), proxy.get(APP, Host="trusted.test"), head_opened(head))
+        head.open()
+        refused, trusted = await asyncio.gather(proxy.get(APP), proxy.get(APP, Host="trusted.test"))
         assert (refused.status, trusted.status) == (401, 200)
         assert trusted.body == BLOB
     assert registry.record.times_sent(DIGEST) == [(0, len(BLOB), 1)]
-
-
-async def head_opened(gate: Gate) -> None:
-    gate.open()
 
 
 @pytest.mark.usefixtures("quick")
@@ -118,7 +115,7 @@ async def test_a_fill_goes_on_with_the_rights_of_another_reader(proxy: Proxy, re
 
 @pytest.mark.usefixtures("quick")
 async def test_a_fill_that_nobody_may_go_on_with(proxy: Proxy, registry: FakeRegistry) -> None:
-    """The only reader's repository turned private: its body ends with FIN; asked anew it is 401, though bytes are here."""
+    """The only reader's repository turned private: its body ends with FIN; asked anew it is 401, bytes or not."""
     registry.private = {"team/app": {""}}
     put(registry, BLOB)
     gate = Gate(MIB)
