@@ -56,7 +56,7 @@ class Reader:
 
     async def head(self) -> None:
         """Wait for status and headers."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(10):
             lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         self.status = int(lines[0].split()[1])
         fields = (line.partition(":") for line in lines[1:] if line)
@@ -66,11 +66,13 @@ class Reader:
         """Exactly so many bytes more; fewer only where the body ends, or is cut."""
         left = min(count, self.size - len(self.received))
         before = len(self.received)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(10):
             while left and not self.end:
                 left -= await self._receive(left)
         if len(self.received) == self.size:
             self.end = "whole"
+        if self.end:
+            self.leave()
         return bytes(self.received[before:])
 
     async def to(self, offset: int) -> bytes:
