@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from proxy.cache.blobs import BlobSource
-from proxy.cache.fill import Uncacheable
+from proxy.cache.download import Uncacheable
 from proxy.server.exchange import Exchange
 from proxy.upstream.client import Reply
 from proxy.upstream.errors import UpstreamError
