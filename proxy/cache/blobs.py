@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol
 from proxy.cache.ask import Ask, Clock, Records, Rights
 from proxy.cache.attempts import Attempts, Circuits
 from proxy.cache.download import Request, Uncacheable
-from proxy.cache.fill import Fill, Means, user_of
+from proxy.cache.fill import Fill, LeftBehindWrong, Means, user_of
 from proxy.cache.records import (
     UNKNOWN_SIZE,
     MemberRecord,
@@ -242,7 +242,8 @@ class Blobs:
         async def failed(error: UpstreamError) -> None:
             if isinstance(error, WrongDigest):
                 await self._remember_wrong(ask, digest)
-            await self._attempts.failed(ask, digest, error)
+            if not isinstance(error, LeftBehindWrong):
+                await self._attempts.failed(ask, digest, error)
             _log.warning("fill of %s from %s failed: %s", digest, ask.repository, error)
 
         means = Means(

@@ -62,8 +62,8 @@ class Filling(Protocol):
         ...
 
 
-class _RangesIgnored(Exception):
-    """The upstream sent all of the blob while other ranges were on their way."""
+class _NoRanges(Exception):
+    """The upstream cannot be asked for ranges: it sends all of the blob, or others than were asked for."""
 
 
 class _Stream(Running):
@@ -194,12 +194,11 @@ class Download:
         error = stream.task.exception()
         if error is None:
             self._rate, self._failures = rate, 0
-        elif isinstance(error, _RangesIgnored):
+        elif isinstance(error, _NoRanges):
             # The others go on to their ends; then one stream brings the rest.
             self._ranges = False
-        elif isinstance(error, RangeRefused) and not self._confirmed and self._ranges:
-            self._ranges = False
-            self._start((0, FIRST_RANGE))
+            if not self._confirmed:
+                self._start((0, FIRST_RANGE))
         elif isinstance(error, UpstreamError) and self._confirmed:
             self._failed(stream, error)
         else:
@@ -239,9 +238,11 @@ class Download:
             self._refused.add(ask.rights)
             raise
         except RangeRefused as error:
-            _, _, size = parse_content_range(error.content_range) or (0, 0, None)
-            if self._confirmed or size is None or (span is not None and span[0] < size):
+            if self._confirmed or span is None:
                 raise
+            _, _, size = parse_content_range(error.content_range) or (0, 0, None)
+            if size is None or span[0] < size:
+                raise _NoRanges from error
             # Nothing is there from its start on: that much is known, and how long the blob is.
             stream.stop = stream.position
             await self._found(ask, "", size)
@@ -250,19 +251,23 @@ class Download:
     async def _accept(self, stream: _Stream, ask: Ask, reply: Reply) -> int:
         """Take the head of an answer to the range of `stream`; gives where its body begins. Raises UpstreamInvalid."""
         registry = ask.repository.registry
-        if reply.content_length is None:
-            raise self._useless(f"{registry} does not say how long {self._digest} is")
         position = 0
+        if reply.content_length is None:
+            if stream.span is not None and reply.status == 206:
+                raise _NoRanges
+            raise self._useless(f"{registry} does not say how long {self._digest} is")
         if reply.status == 206:
             span = parse_content_range(reply.headers.get("Content-Range"))
             if span is None or span[0] != stream.position or span[1] - span[0] != reply.content_length:
-                raise UpstreamInvalid(f"{registry} answered with another range than it was asked for")
+                if stream.span is None:
+                    raise UpstreamInvalid(f"{registry} answered with another range than it was asked for")
+                raise _NoRanges
             position, stop, size = span
             stream.stop = min(stream.stop, stop)
             if size is None:
-                raise self._useless(f"{registry} does not say how long {self._digest} is")
+                raise _NoRanges
         elif len(self._streams) > 1:
-            raise _RangesIgnored
+            raise _NoRanges
         else:
             size = reply.content_length
             self._ranges = self._ranges and size <= stream.stop and stream.position == 0

@@ -45,6 +45,10 @@ _MOST = 1024 * 1024
 _POLL = 0.02
 
 
+class LeftBehindWrong(UpstreamInvalid):
+    """The bytes were wrong, and some of them were there before this fill: nothing is known of the upstream's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Means:
     """What a fill works with. `granted` is told that the upstream answered an ask with the blob, its media type and
@@ -217,7 +221,7 @@ class Fill:
         if hashed != self.digest.hex:
             await partial.discard()
             if self._restored:
-                raise Uncacheable(f"what an earlier run left of {self.digest} was wrong")
+                raise LeftBehindWrong(f"what an earlier run left of {self.digest} was wrong")
             self._means.tell(DigestMismatch(self.ask.repository.registry))
             raise WrongDigest(f"{self.ask.repository} {self.digest}: the blob's bytes have another digest")
         self._verified()

@@ -152,7 +152,9 @@ class Handlers:
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{source.size}"
             response = web.StreamResponse(status=206 if span is not None else 200, headers=headers)
             await send_head(exchange, response)
-            await send_source(exchange, source, start, stop)
+            reached = await send_source(exchange, source, start, stop)
+            if reached < stop:
+                await passing.send_rest(exchange, self.house, ask, route, response, reached, stop)
             await response.write_eof()
             return response
         except OSError as error:
