@@ -2,33 +2,52 @@
 
 import base64
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from proxy.oci.digest import Digest
+from tests.fakes.blobserver import BlobServer
 from tests.fakes.content import Image, digest_of
-from tests.fakes.server import FakeServer
 
 Fault = Callable[[web.BaseRequest], web.Response | None]
 
 
 @dataclass
-class FakeStorage(FakeServer):
-    """Where a registry may redirect blobs to: serves them by digest, and must never see an Authorization."""
+class FakeStorage(BlobServer):
+    """Where a registry may redirect blobs to: serves them by digest, and must never see an Authorization.
+
+    Its addresses are signed; `expire` ends all that were given out.
+    """
 
     blobs: dict[str, bytes] = field(default_factory=dict)
+    generation: int = 0
+
+    def address(self, digest: str) -> str:
+        """A signed address, good until the next `expire`."""
+        suffix = f"&generation={self.generation}" if self.generation else ""
+        return f"{self.url}/{digest}?X-Signature=a%2Fb{suffix}"
+
+    def expire(self) -> None:
+        """Every address that was given out is answered with 403 from now on."""
+        self.generation += 1
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        body = self.blobs.get(request.rel_url.path.lstrip("/"))
+        digest = request.rel_url.path.lstrip("/")
+        body = self.blobs.get(digest)
+        if int(request.rel_url.query.get("generation", "0")) != self.generation:
+            return web.Response(status=403, text="the signature has expired")
         if body is None:
             return web.Response(status=404, text="no such key")
-        return await self.send(request, body, {"Content-Type": "application/octet-stream"})
+        headers = {"Content-Type": "application/octet-stream"}
+        if request.method == "HEAD":
+            return web.Response(headers=headers | {"Content-Length": str(len(body))})
+        return await self.send_blob(request, digest, body, headers)
 
 
 @dataclass
-class FakeRegistry(FakeServer):
+class FakeRegistry(BlobServer):
     """One registry. `tags` and `members` are by repository; `fault` is asked first for each request."""
 
     tags: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -36,10 +55,6 @@ class FakeRegistry(FakeServer):
     content: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     referrers: dict[str, bytes] = field(default_factory=dict)
     fault: Fault | None = None
-    pause: Callable[[int], Awaitable[None]] | None = None
-    cut_at: int | None = None
-    blob_length: bool = True
-    honour_ranges: bool = True
     head_blobs: bool = True
     storage: FakeStorage | None = None
     # Bearer: who may read. None: no authentication at all.
@@ -105,20 +120,14 @@ class FakeRegistry(FakeServer):
         if (repository, digest) not in self.members:
             return _error(404, "BLOB_UNKNOWN")
         if self.storage is not None:
-            return web.Response(status=307, headers={"Location": f"{self.storage.url}/{digest}?X-Signature=a%2Fb"})
+            return web.Response(status=307, headers={"Location": self.storage.address(digest)})
         _, body = self.content[digest]
         headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest}
         if request.method == "HEAD":
             if not self.head_blobs:
                 return _error(401, "UNAUTHORIZED")
             return web.Response(headers=headers | {"Content-Length": str(len(body))})
-        span = request.http_range if self.honour_ranges and "Range" in request.headers else None
-        if span is not None:
-            start = span.start or 0
-            stop = len(body) if span.stop is None else min(span.stop, len(body))
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(body)}"
-            return await self.send(request, body[start:stop], headers, 206, self.pause, self.cut_at)
-        return await self.send(request, body, headers, 200, self.pause, self.cut_at, self.blob_length)
+        return await self.send_blob(request, digest, body, headers)
 
     def _list(self, request: web.BaseRequest, repository: str) -> web.Response:
         tags = sorted(tag for name, tag in self.tags if name == repository)

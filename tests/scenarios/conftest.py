@@ -39,3 +39,10 @@ async def proxy(settings: MakeSettings) -> AsyncIterator[Proxy]:
     """A proxy in front of the fake registry."""
     async with running(settings()) as started:
         yield started
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resumes follow each other without the pauses that a real upstream is given."""
+    monkeypatch.setattr("proxy.cache.download._FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("proxy.cache.download._LONGEST_PAUSE", 0.01)
