@@ -79,8 +79,9 @@ class _Stream(Running):
         self.task: asyncio.Task[None] | None = None
 
     def measure(self, now: float) -> float:
-        """Bring `rate` up to date; a stream that has just begun has no good one."""
-        self.rate = self.received / max(now - self._begun, 0.05)
+        """Bring `age` and `rate` up to date."""
+        self.age = now - self._begun
+        self.rate = self.received / max(self.age, 0.001)
         return self.rate
 
 

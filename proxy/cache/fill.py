@@ -88,6 +88,8 @@ class Fill:
         self._partial: PartialBlob | None = None
         self._stored: StoredBlob | None = None
         self._restored = False
+        # The bytes are known to be wrong: nobody gets any more of them.
+        self._spoilt = False
         self._failures = 0
         self._more = asyncio.Event()
         self._download: Download | None = None
@@ -119,7 +121,7 @@ class Fill:
 
         Raises the error that ended the fill.
         """
-        while (end := self._sendable(position, from_start)) <= position:
+        while (end := self._sendable(position, from_start)) <= position or self._spoilt:
             if self.error is not None:
                 # Every reader raises the same exception; with their traces it would keep all of them alive.
                 raise self.error.with_traceback(None)
@@ -219,14 +221,18 @@ class Fill:
         partial = self._partial
         assert partial is not None  # noqa: S101 - it was hashed
         if hashed != self.digest.hex:
+            self._spoilt = True
             await partial.discard()
             if self._restored:
                 raise LeftBehindWrong(f"what an earlier run left of {self.digest} was wrong")
-            self._means.tell(DigestMismatch(self.ask.repository.registry))
-            raise WrongDigest(f"{self.ask.repository} {self.digest}: the blob's bytes have another digest")
+            raise self._wrong()
         self._verified()
         await partial.publish()
         self._stored = await self._means.store.open(self.digest, self._user)
+
+    def _wrong(self) -> WrongDigest:
+        self._means.tell(DigestMismatch(self.ask.repository.registry))
+        return WrongDigest(f"{self.ask.repository} {self.digest}: the blob's bytes have another digest")
 
     async def _hash(self) -> str:
         """Hash the file as its front advances; gives the digest of the whole in hex."""
@@ -273,6 +279,7 @@ class Fill:
         if state is FillState.VERIFIED:
             self._verified()
         else:
+            self._spoilt = True
             self._fail(UpstreamInvalid(f"{self.ask.repository} {self.digest}: the blob's bytes were of no use"))
 
     def _verified(self) -> None:
@@ -330,6 +337,9 @@ class Fill:
             await self._partial.discard()
             self._partial.close()
             self._partial, self._restored = None, False
+        if size == 0 and not self.digest.matches(b""):
+            # There is no last byte that could be held back.
+            raise self._wrong()
         if self._partial is None:
             self._partial = await self._means.store.begin(self.digest, size, self._user)
         self._confirm(size, self._partial.file)

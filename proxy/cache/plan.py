@@ -15,9 +15,10 @@ _RANGE_SECONDS = 0.5
 FIRST_RANGE = 4 * 1024 * 1024
 _LONGEST_RANGE = 64 * 1024 * 1024
 _SHORTEST_RANGE = 1024 * 1024
-# A reader may wait this long, or within this many bytes, for a range on its way; further ahead it gets its own.
-_FAR_SECONDS = 0.2
-_FAR = 1024 * 1024
+# A reader waits so long, in seconds, for a range on its way; what would take longer gets a range of its own, and what
+# was on the wire beyond its beginning is lost. A range that has just begun has shown nothing yet.
+_PATIENCE = 1.0
+_GRACE = 0.3
 # Smaller blobs are here before several connections pay.
 _SINGLE = 32 * 1024 * 1024
 # Ranges for readers, besides those from the front: containerd's parallel fetch has ten connections at most.
@@ -26,16 +27,19 @@ _FOR_READERS = 12
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A range on its way: its next byte is `position`, it ends before `stop`; `rate` in bytes a second up to now."""
+    """A range on its way: its next byte is `position`, it ends before `stop`.
+
+    It has run for `age` seconds, and brought `rate` bytes in each of them.
+    """
 
     position: int
     stop: int
+    age: float = 0.0
     rate: float = 0.0
 
-    @property
-    def near(self) -> int:
-        """A reader up to here does not wait long for it: a fraction of a second, or for what is under way anyway."""
-        return self.position + max(_FAR, int(self.rate * _FAR_SECONDS))
+    def is_soon_at(self, position: int) -> bool:
+        """Will a reader at `position` not wait long?"""
+        return self.age < _GRACE or position - self.position <= self.rate * _PATIENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ def _for_reader(fill: FillMap, running: Sequence[Running], position: int, pace: 
         return Next(start, _stop(fill, running, gap, start, pace, streams), reader=True)
     # Whoever carries the block's beginning may still be far from it.
     start = max(start, position - position % BLOCK)
-    if start <= carrier.near or start >= carrier.stop:
+    if start <= carrier.position or start >= carrier.stop or carrier.is_soon_at(start):
         return None
     gap = (start, carrier.stop)
     return Next(start, _stop(fill, running, gap, start, pace, streams), reader=True, shorten=carrier)
