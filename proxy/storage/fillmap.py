@@ -76,7 +76,7 @@ class FillMap:
 
     @state.setter
     def state(self, state: FillState) -> None:
-        _UINT.pack_into(self._buffer, _STATE_AT, state)
+        self._put(_STATE_AT, _UINT.pack(state))
 
     @property
     def failures(self) -> int:
@@ -85,7 +85,7 @@ class FillMap:
 
     def give_up(self) -> None:
         """Tell the readers in other processes that whoever filled it gave up."""
-        _UINT.pack_into(self._buffer, _FAILURES_AT, (self.failures + 1) & 0xFFFFFFFF)
+        self._put(_FAILURES_AT, _UINT.pack((self.failures + 1) & 0xFFFFFFFF))
 
     # What has arrived.
 
@@ -108,8 +108,8 @@ class FillMap:
             end = min(stop, start + BLOCK)
             part = max(end - start, self._part(block))
             full = start + part == min(start + BLOCK, self.size)
-            _UINT.pack_into(self._buffer, self._parts_at + 4 * block, part)
-            self._buffer[_BLOCKS_AT + block : _BLOCKS_AT + block + 1] = _FULL if full else _BEGUN
+            self._put(self._parts_at + 4 * block, _UINT.pack(part))
+            self._put(_BLOCKS_AT + block, _FULL if full else _BEGUN)
             position = end
 
     def readable(self, position: int, most: int) -> int:
@@ -133,7 +133,7 @@ class FillMap:
         block = self._find(position // BLOCK, _UNTOUCHED, _BEGUN)
         while block is not None and self._part(block) == min(BLOCK, self.size - block * BLOCK):
             # Whoever recorded the block was killed before it was marked.
-            self._buffer[_BLOCKS_AT + block : _BLOCKS_AT + block + 1] = _FULL
+            self._put(_BLOCKS_AT + block, _FULL)
             block = self._find(block + 1, _UNTOUCHED, _BEGUN)
         if block is None:
             return None
@@ -150,10 +150,12 @@ class FillMap:
     # What readers of other processes wait for.
 
     def demand(self, worker: int, positions: Sequence[int]) -> None:
-        """The readers of `worker` wait at `positions`; only the first few are told."""
+        """The readers of `worker` (below MOST_WORKERS) wait at `positions`; only the first few are told."""
+        if not 0 <= worker < MOST_WORKERS:
+            raise ValueError(f"there is no worker {worker}")
         told = [position + 1 for position in positions[:_POSITIONS]]
         at = _DEMANDS_AT + worker * _DEMANDS.size
-        _DEMANDS.pack_into(self._buffer, at, *told, *[0] * (_POSITIONS - len(told)))
+        self._put(at, _DEMANDS.pack(*told, *[0] * (_POSITIONS - len(told))))
 
     def demanded(self) -> list[int]:
         """The positions that readers of all workers wait for. One that died may have left some of its own."""
@@ -162,6 +164,10 @@ class FillMap:
             return [position - 1 for position in told if 0 < position <= self.size]
         finally:
             told.release()
+
+    def _put(self, at: int, value: bytes) -> None:
+        # Not pack_into: it writes zeros first, which other processes would see, and a killed one would leave behind.
+        self._buffer[at : at + len(value)] = value
 
     def _part(self, block: int) -> int:
         return int(_UINT.unpack_from(self._buffer, self._parts_at + 4 * block)[0])
