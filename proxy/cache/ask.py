@@ -26,6 +26,12 @@ class Ask:
     repository: Repository
     principal: Principal
     lifetimes: Lifetimes
+    cluster: str = ""
+
+    @property
+    def rights(self) -> tuple[Repository, str]:
+        """Whose right to what: two asks with the same are given, or refused, the same."""
+        return self.repository, self.principal.key
 
 
 class Records:

@@ -1,7 +1,7 @@
 """Blobs: present, filling or absent; and who may be given them (DESIGN, sections 5 and 6).
 
 Invariants:
-- There is at most one fill for a digest (`_fills`); its task is owned here and ended by `close`.
+- There is at most one fill for a digest in a process (`_fills`); its task is owned here and ended by `close`.
 - A principal is served only with a proof for its repository and the blob's membership there, however the bytes came.
 - Trouble with the cache turns a request into a stream past it (`Uncacheable`), never into the client's error.
 """
@@ -16,9 +16,19 @@ from typing import BinaryIO, Protocol
 
 from proxy.cache.ask import Ask, Clock, Records, Rights
 from proxy.cache.attempts import Attempts, Circuits
-from proxy.cache.fill import Fill, Uncacheable
-from proxy.cache.records import UNKNOWN_SIZE, MemberRecord, member_key, proof_key
+from proxy.cache.download import Request, Uncacheable
+from proxy.cache.fill import Fill, LeftBehindWrong, Means, user_of
+from proxy.cache.records import (
+    UNKNOWN_SIZE,
+    MemberRecord,
+    dump_time,
+    load_time,
+    member_key,
+    proof_key,
+    wrong_key,
+)
 from proxy.oci.digest import Digest
+from proxy.oci.ranges import first_position, parse_content_range, starts_past_zero
 from proxy.policy.access import Proof, proof_counts, proof_counts_in_outage
 from proxy.policy.freshness import CacheState, Verdict
 from proxy.storage.base import BlobStore, StorageError, StoredBlob
@@ -35,6 +45,7 @@ from proxy.upstream.errors import (
 
 # No `negative_ttl` in use is longer; what is older is dropped.
 _LONGEST_WRONG = 86400.0
+_LOG_INTERVAL = 60.0
 
 _log = logging.getLogger("pullthrough.cache")
 
@@ -108,7 +119,9 @@ class Blobs:
         circuits: Circuits,
         clock: Clock,
         tell: Tell,
+        worker: int | None = None,
     ) -> None:
+        """`worker`: this process's number among those that share the store; None where there is no other."""
         self._upstreams = upstreams
         self._store = store
         self._records = records
@@ -118,21 +131,34 @@ class Blobs:
         self._fills: dict[Digest, Fill] = {}
         self._tasks: dict[asyncio.Task[None], Fill] = {}
         self._wrong: dict[tuple[str, Digest], float] = {}
+        self._worker = worker
+        self._last_logged = 0.0
         self._attempts: Attempts[int] = Attempts("blob", records, rights, circuits, clock)
 
-    async def open(self, ask: Ask, digest: Digest, past_zero: bool) -> BlobAnswer:
-        """The blob for `ask`, from the cache or by a fill; `past_zero`: the body will begin further on.
+    async def open(self, ask: Ask, digest: Digest, range_header: str | None) -> BlobAnswer:
+        """The blob for `ask`, from the cache or by a fill that begins where `range_header` does.
 
         Raises UpstreamError, or Uncacheable where the blob is to be streamed past the cache.
         """
-        if past_zero:
-            self._raise_if_wrong(ask, digest)
-        if self._store.holds(digest):
-            verdict = await self._ensure_right(ask, digest)
-            stored = await self._open_stored(digest)
-            if stored is not None:
-                return BlobAnswer(_Present(stored), verdict)
-        return await self._open_filling(ask, digest)
+        try:
+            # Another process may have stored it meanwhile.
+            if self._worker is not None or self._store.holds(digest):
+                stored = await self._open_stored(ask, digest)
+                if stored is not None:
+                    return await self._present(ask, digest, stored)
+            if starts_past_zero(range_header):
+                await self._raise_if_wrong(ask, digest)
+            return await self._open_filling(ask, digest, first_position(range_header))
+        except Uncacheable as error:
+            self._log_trouble(error)
+            raise
+
+    async def _present(self, ask: Ask, digest: Digest, stored: StoredBlob) -> BlobAnswer:
+        try:
+            return BlobAnswer(_Present(stored), await self._ensure_right(ask, digest))
+        except BaseException:
+            stored.close()
+            raise
 
     async def head(self, ask: Ask, digest: Digest, from_records: bool) -> tuple[int, Verdict]:
         """The blob's size, without a fill. `from_records`: what was recorded of it is enough, present or not."""
@@ -158,7 +184,8 @@ class Blobs:
         """
         self._attempts.check(ask, digest)
         try:
-            async with self._direct(ask, digest, range_header, follow) as reply:
+            slot = self._upstreams[ask.repository.registry].slots.slot()
+            async with slot, self._direct(ask, digest, range_header, follow) as reply:
                 size = reply.content_length if reply.status == 200 else None
                 self._attempts.succeeded(ask, digest)
                 await self._rights.grant(ask, digest, "", size if size is not None else UNKNOWN_SIZE)
@@ -182,67 +209,94 @@ class Blobs:
 
     # Fills.
 
-    async def _open_filling(self, ask: Ask, digest: Digest) -> BlobAnswer:
+    async def _open_filling(self, ask: Ask, digest: Digest, start: int) -> BlobAnswer:
         while True:
             fill = self._fills.get(digest)
             # One that is over may be closing its file already: it is nobody's to join.
             own = fill is None or fill.over or fill.error is not None
             if fill is None or own:
                 self._attempts.check(ask, digest)
-                fill = self._start_fill(ask, digest)
-            reader = fill.join()
+                fill = self._start_fill(ask, digest, start)
+            reader = fill.join(ask)
+            verdict = Verdict(CacheState.MISS if own else CacheState.JOINED, 0.0)
             try:
                 await reader.confirmed()
-                if not own:
-                    await self._ensure_right(ask, digest)
+                if not own or ask.rights not in fill.granted:
+                    right = await self._ensure_right(ask, digest)
+                    verdict = right if fill.present else verdict
             except BaseException as error:
                 await reader.close()
                 # Another principal's or repository's failure says nothing about this one: begin anew.
-                if error is fill.error and isinstance(error, UpstreamError) and not _same_rights(fill.ask, ask):
+                if error is fill.error and isinstance(error, UpstreamError) and fill.ask.rights != ask.rights:
                     continue
                 raise
-            return BlobAnswer(reader, Verdict(CacheState.MISS if own else CacheState.JOINED, 0.0))
+            return BlobAnswer(reader, verdict)
 
-    def _start_fill(self, ask: Ask, digest: Digest) -> Fill:
-        fill = Fill(digest, ask, self._store, self._tell)
-        self._fills[digest] = fill
+    def _start_fill(self, ask: Ask, digest: Digest, start: int) -> Fill:
+        upstream = self._upstreams[ask.repository.registry]
+
+        async def granted(asked: Ask, media_type: str, size: int) -> None:
+            self._attempts.succeeded(asked, digest)
+            await self._rights.grant(asked, digest, media_type, size)
+
+        async def failed(error: UpstreamError) -> None:
+            if isinstance(error, WrongDigest):
+                await self._remember_wrong(ask, digest)
+            if not isinstance(error, LeftBehindWrong):
+                await self._attempts.failed(ask, digest, error)
+            _log.warning("fill of %s from %s failed: %s", digest, ask.repository, error)
+
+        means = Means(
+            self._store, upstream.slots, upstream.parallel, self._ranges_of(digest, upstream), granted, failed,
+            self._tell, self._worker or 0, self._worker is not None,
+        )  # fmt: skip
+        fill = self._fills[digest] = Fill(digest, ask, start, means)
         task = asyncio.get_running_loop().create_task(self._run_fill(fill), name=f"fill {digest}")
         self._tasks[task] = fill
         task.add_done_callback(self._tasks.pop)
         return fill
 
     async def _run_fill(self, fill: Fill) -> None:
-        ask, digest = fill.ask, fill.digest
-
-        async def grant(media_type: str, size: int) -> None:
-            self._attempts.succeeded(ask, digest)
-            await self._rights.grant(ask, digest, media_type, size)
-
-        async def learn(error: UpstreamError) -> None:
-            if isinstance(error, WrongDigest):
-                self._wrong[ask.repository.registry, digest] = self._clock()
-            await self._attempts.failed(ask, digest, error)
-            _log.warning("fill of %s from %s failed: %s", digest, ask.repository, error)
-
         try:
-            await fill.run(self._direct(ask, digest, None), grant, learn)
+            await fill.run()
         finally:
-            if self._fills.get(digest) is fill:
-                del self._fills[digest]
+            if self._fills.get(fill.digest) is fill:
+                del self._fills[fill.digest]
 
-    def _raise_if_wrong(self, ask: Ask, digest: Digest) -> None:
-        """A client whose body was cut for its digest comes back for the rest: it must not begin the next round."""
-        now = self._clock()
+    def _ranges_of(self, digest: Digest, upstream: Upstream) -> Request:
+        def request(ask: Ask, span: tuple[int, int] | None, address: str | None) -> AbstractAsyncContextManager[Reply]:
+            headers = {"Range": f"bytes={span[0]}-{span[1] - 1}"} if span is not None else {}
+            path = f"blobs/{digest}"
+            return upstream.request(Call("blob", "GET", ask.repository, ask.principal, path, headers, address=address))
+
+        return request
+
+    async def _remember_wrong(self, ask: Ask, digest: Digest) -> None:
+        now, registry = self._clock(), ask.repository.registry
         self._wrong = {key: at for key, at in self._wrong.items() if abs(now - at) < _LONGEST_WRONG}
-        at = self._wrong.get((ask.repository.registry, digest))
+        self._wrong[registry, digest] = now
+        await self._records.put({wrong_key(registry, digest): dump_time(now)}, _LONGEST_WRONG)
+
+    async def _raise_if_wrong(self, ask: Ask, digest: Digest) -> None:
+        """A client whose body was cut for its digest comes back for the rest: it must not begin the next round."""
+        registry, now = ask.repository.registry, self._clock()
+        at = self._wrong.get((registry, digest))
+        if at is None and self._worker is not None:
+            at = load_time((await self._records.get(wrong_key(registry, digest)))[0])
         if at is not None and abs(now - at) < ask.lifetimes.negative_ttl:
             raise WrongDigest(f"{ask.repository} {digest} had other bytes a moment ago; ask for all of it")
 
-    async def _open_stored(self, digest: Digest) -> StoredBlob | None:
+    async def _open_stored(self, ask: Ask, digest: Digest) -> StoredBlob | None:
         try:
-            return await self._store.open(digest)
+            return await self._store.open(digest, user_of(ask))
         except StorageError as error:
             raise Uncacheable(str(error)) from error
+
+    def _log_trouble(self, error: Uncacheable) -> None:
+        now = self._clock()
+        if abs(now - self._last_logged) >= _LOG_INTERVAL:
+            self._last_logged = now
+            _log.error("a blob is streamed past the cache: %s", error)
 
     def _is_here(self, digest: Digest) -> bool:
         return digest in self._fills or self._store.holds(digest)
@@ -292,7 +346,7 @@ class Blobs:
     async def _ask_head(self, ask: Ask, digest: Digest) -> int:
         size = await self._size_upstream(ask, digest)
         # Of a blob that is here the size is known better than by any head.
-        if (stored := await self._open_stored(digest)) is not None:
+        if (stored := await self._open_stored(ask, digest)) is not None:
             size = stored.size
             stored.close()
         await self._rights.grant(ask, digest, "", size)
@@ -308,9 +362,9 @@ class Blobs:
             # ECR Public answers HEAD with 401, GHCR's signed addresses answer it with 403, where GET works.
             pass
         async with self._direct(ask, digest, "bytes=0-0", small=True) as reply:
-            total = reply.headers.get("Content-Range", "").rpartition("/")[2]
-            if reply.status == 206 and total.isascii() and total.isdigit():
-                return int(total[:18])
+            _, _, total = parse_content_range(reply.headers.get("Content-Range")) or (0, 0, None)
+            if reply.status == 206 and total is not None:
+                return total
             if reply.status == 200 and reply.content_length is not None:
                 return reply.content_length
         raise UpstreamInvalid(f"{ask.repository.registry} does not say how long {digest} is")
@@ -323,7 +377,3 @@ class Blobs:
             "blob", "GET", ask.repository, ask.principal, f"blobs/{digest}", headers, follow=follow, small=small
         )
         return self._upstreams[ask.repository.registry].request(call)
-
-
-def _same_rights(one: Ask, other: Ask) -> bool:
-    return one.repository == other.repository and one.principal.key == other.principal.key

@@ -1,102 +1,170 @@
-"""A fill: one blob being downloaded into the cache, and any number of readers of it.
+"""A fill: one blob on its way into the store, and any number of readers of it.
 
-Invariants (DESIGN, section 5; here the first, in-order form):
+Invariants (DESIGN, section 5):
 1. Nothing is published under a digest before all its bytes have been hashed to it.
 2. Readers never drive or harm a fill. The client that caused it is a reader like the rest; readers come, stop early,
    stall and leave; the fill goes on.
-3. No byte is asked of an upstream twice while a fill lives.
-4. A reader gets its head as soon as the upstream has confirmed the blob and its length, and bytes as they arrive. They
-   arrive in order; a reader further on waits for its offset.
-5. A body that began at offset 0 never completes before the hash is right: its last byte is held back until then. On a
-   mismatch every open body is cut short and the file is thrown away.
-6. The loop never waits for the disk or for hashing: both happen in a thread, in large pieces.
-7. Memory does not grow with the blob or with its readers: those read from the file.
+3. Within one machine no byte is asked of an upstream twice while a fill lives: of all processes only the one that has
+   the digest's claim downloads, the others read what its map says and tell it what their readers wait for.
+4. A reader at any offset gets its head once the upstream, or a living fill, has confirmed the blob and its length,
+   and its bytes as soon as they are there; where it waits is downloaded next (`plan`, `download`).
+5. A body that began at offset 0 never completes before the hash is right: its last byte is held back until then; later
+   ones are delivered as bytes arrive. On a mismatch every open body is cut short and the file is thrown away.
+6. An upstream that breaks off is gone on with at the missing byte (`download`).
+7. A process may die at any moment: what its map says stays, and whoever claims the digest next goes on from there. A
+   mismatch on bytes that another run left is nobody's mistake: the next request begins afresh.
+8. Cache trouble (`Uncacheable`) turns a request into a stream passed through.
+9. The loop never waits for the disk or for hashing, and memory does not grow with the blob or its readers: they read
+   from the file, and the hash follows the front through the file as well.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from proxy.cache.ask import Ask
-from proxy.oci.digest import Digest
-from proxy.storage.base import BlobStore, PartialBlob, StorageError, StoredBlob
+from proxy.cache.download import Download, Request, Uncacheable, finished_in_thread
+from proxy.cache.readers import FillReader, Readers
+from proxy.oci.digest import Digest, Hasher
+from proxy.oci.reference import Repository
+from proxy.storage.base import BlobStore, PartialBlob, StorageError, StoredBlob, User
+from proxy.storage.fillmap import BadMap, FillState
 from proxy.telemetry.events import DigestMismatch, FillEnded, FillStarted, Tell
-from proxy.upstream.client import Reply
 from proxy.upstream.errors import UpstreamError, UpstreamFailure, UpstreamInvalid, WrongDigest
+from proxy.upstream.slots import Slots
 
 _log = logging.getLogger("pullthrough.cache")
 
-# What is gathered before it is written, hashed and announced to readers, in bytes.
-_PIECE = 512 * 1024
+# What is hashed at a time, at least and at most; a reader looks as far ahead.
+_LEAST = 256 * 1024
+_MOST = 1024 * 1024
+# How often another process's fill is looked at, in seconds.
+_POLL = 0.02
 
 
-class Uncacheable(Exception):
-    """This blob cannot go through the cache now (no length, no room, storage trouble): stream it past the cache."""
+class LeftBehindWrong(UpstreamInvalid):
+    """The bytes were wrong, and some of them were there before this fill: nothing is known of the upstream's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a fill works with. `granted` is told that the upstream answered an ask with the blob, its media type and
+    size; `failed` what it did instead; both before anybody who waits is woken.
+
+    `worker` is this process's number, `shared`: there are others.
+    """
+
+    store: BlobStore
+    slots: Slots
+    parallel: int
+    request: Request
+    granted: Callable[[Ask, str, int], Awaitable[object]]
+    failed: Callable[[UpstreamError], Awaitable[None]]
+    tell: Tell
+    worker: int = 0
+    shared: bool = False
 
 
 class Fill:
     """One blob on its way into the store. `run` is its task; everybody else only watches."""
 
-    def __init__(self, digest: Digest, ask: Ask, store: BlobStore, tell: Tell) -> None:
+    def __init__(self, digest: Digest, ask: Ask, start: int, means: Means) -> None:
         self.digest = digest
         self.ask = ask
         self.size = 0
-        self._store = store
-        self._tell = tell
-        self._confirmed: asyncio.Future[PartialBlob] = asyncio.get_running_loop().create_future()
-        self._progress = asyncio.Event()
-        self._partial: PartialBlob | None = None
-        self._published: StoredBlob | None = None
-        self._arrived = 0
         self.verified = False
         self.over = False
         self.error: Exception | None = None
-        self._readers = 0
+        # The blob was in the store already, put there by another process.
+        self.present = False
+        self.granted: set[tuple[Repository, str]] = set()
+        self._start = start
+        self._means = means
+        self._readers = Readers(self._sendable)
+        self._confirmed: asyncio.Future[BinaryIO] = asyncio.get_running_loop().create_future()
+        self._partial: PartialBlob | None = None
+        self._stored: StoredBlob | None = None
+        self._restored = False
+        # The bytes are known to be wrong: nobody gets any more of them.
+        self._spoilt = False
+        self._failures = 0
+        self._more = asyncio.Event()
+        self._download: Download | None = None
 
-    def join(self) -> "FillReader":
-        """A reader of this fill, which must not be over. Whoever joins closes the reader."""
-        self._readers += 1
-        return FillReader(self)
+    # Readers.
 
-    async def confirmed(self) -> PartialBlob:
+    @property
+    def file(self) -> BinaryIO:
+        """Where the bytes are, once it is confirmed."""
+        return self._confirmed.result()
+
+    def join(self, ask: Ask) -> FillReader:
+        """A reader with the rights of `ask`, of a fill that is not over. Whoever joins closes the reader."""
+        reader = FillReader(self)
+        self._readers.add(reader, ask)
+        return reader
+
+    async def confirmed(self) -> None:
         """Wait until the upstream has confirmed the blob and room was made for it.
 
         Raises Uncacheable, or the UpstreamError that the fill met instead, then or since.
         """
-        partial = await asyncio.shield(self._confirmed)
+        await asyncio.shield(self._confirmed)
         if self.error is not None:
             raise self.error.with_traceback(None)
-        return partial
 
-    async def run(
-        self,
-        request: AbstractAsyncContextManager[Reply],
-        grant: Callable[[str, int], Awaitable[object]],
-        learn: Callable[[UpstreamError], Awaitable[None]],
-    ) -> None:
-        """Download, hash, publish.
+    async def readable(self, position: int, from_start: bool) -> int:
+        """Wait until the byte at `position` may be sent; gives the end of what may be sent from there on.
 
-        `grant` is told the media type and size once the upstream has confirmed them, `learn` what the upstream did
-        instead; both before anybody who waits is woken.
+        Raises the error that ended the fill.
+        """
+        while (end := self._sendable(position, from_start)) <= position or self._spoilt:
+            if self.error is not None:
+                # Every reader raises the same exception; with their traces it would keep all of them alive.
+                raise self.error.with_traceback(None)
+            if self._download is not None:
+                self._download.look.set()
+            await self._readers.wait(position, from_start)
+        return end
+
+    async def left(self, reader: object) -> None:
+        """`reader` is done."""
+        self._readers.drop(reader)
+        self._let_go()
+
+    def _sendable(self, position: int, from_start: bool) -> int:
+        if self.verified:
+            return self.size
+        if self._partial is None:
+            return position
+        end = self._partial.map.readable(position, _MOST)
+        return min(end, self.size - 1) if from_start else end
+
+    # The life of a fill.
+
+    async def run(self) -> None:
+        """Download, hash, publish, or follow another process that does.
 
         Never raises what concerns this blob only: that goes to those who wait and read.
         """
-        self._tell(FillStarted(self.ask.repository.registry))
+        means = self._means
         try:
-            async with request as reply:
-                await self._begin(reply, grant)
-                await self._receive(reply)
-            assert self._partial is not None  # noqa: S101 - `_begin` made it
-            await self._partial.publish()
-            self._published = await self._store.open(self.digest)
+            while not means.store.claim(self.digest):
+                if await self._followed():
+                    return
+            try:
+                await self._fill()
+            finally:
+                means.store.release(self.digest)
         except UpstreamError as error:
-            await learn(error)
+            await means.failed(error)
             self._fail(error)
         except Uncacheable as error:
             self._fail(error)
-        except (StorageError, OSError) as error:
+        except (StorageError, OSError, BadMap) as error:
             self._fail(Uncacheable(str(error)))
         except Exception as error:  # noqa: BLE001 - whoever waits must be told, whatever it is
             _log.error("fill of %s from %s failed", self.digest, self.ask.repository, exc_info=error)
@@ -106,54 +174,122 @@ class Fill:
             raise
         finally:
             self.over = True
-            self._tell(FillEnded(self.ask.repository.registry))
-            await self._let_go()
+            self._let_go()
 
-    async def _begin(self, reply: Reply, grant: Callable[[str, int], Awaitable[object]]) -> None:
-        size = reply.content_length
-        if size is None:
-            raise Uncacheable(f"{self.ask.repository.registry} does not say how long {self.digest} is")
-        self.size = size
-        await grant(reply.headers.get("Content-Type", ""), size)
-        self._partial = await self._store.begin(self.digest, size)
-        self._confirmed.set_result(self._partial)
+    async def _fill(self) -> None:
+        """With the claim: nobody else fills this digest now."""
+        self._stored = await self._means.store.open(self.digest, self._user)
+        if self._stored is not None:
+            self.present = self._partial is None
+            self._confirm(self._stored.size, self._stored.file)
+            self._verified()
+            return
+        if self._partial is not None and self._partial.map.state is not FillState.FILLING:
+            self._partial_ended(self._partial.map.state)
+            return
+        registry = self.ask.repository.registry
+        self._means.tell(FillStarted(registry))
+        try:
+            await self._bring()
+        except UpstreamError:
+            if self._partial is not None:
+                self._partial.map.give_up()
+            raise
+        finally:
+            self._means.tell(FillEnded(registry))
 
-    async def _receive(self, reply: Reply) -> None:
-        hasher = self.digest.hasher()
+    async def _bring(self) -> None:
+        means = self._means
+        if self._partial is None:
+            self._partial = await means.store.attach(self.digest)
+        self._restored = self._partial is not None and self._partial.map.arrived > 0
+        hashing = asyncio.get_running_loop().create_task(self._hash(), name=f"hash of {self.digest}")
+        try:
+            if self._partial is not None and self._partial.map.gap(0) is None:
+                self._confirm(self._partial.size, self._partial.file)
+            else:
+                self._download = Download(self.digest, self, means.request, means.slots, means.parallel, means.tell)
+                downloading = self._download.run(self._partial, self._start)
+                await _both(downloading, hashing)
+            await self._finish(await hashing)
+        finally:
+            self._download = None
+            hashing.cancel()
+            await asyncio.gather(hashing, return_exceptions=True)
+
+    async def _finish(self, hashed: str) -> None:
         partial = self._partial
-        assert partial is not None  # noqa: S101 - `_begin` made it
+        assert partial is not None  # noqa: S101 - it was hashed
+        if hashed != self.digest.hex:
+            self._spoilt = True
+            await partial.discard()
+            if self._restored:
+                raise LeftBehindWrong(f"what an earlier run left of {self.digest} was wrong")
+            raise self._wrong()
+        self._verified()
+        await partial.publish()
+        self._stored = await self._means.store.open(self.digest, self._user)
 
-        def keep(offset: int, data: bytes) -> None:
-            partial.write(offset, data)
-            hasher.update(data)
+    def _wrong(self) -> WrongDigest:
+        self._means.tell(DigestMismatch(self.ask.repository.registry))
+        return WrongDigest(f"{self.ask.repository} {self.digest}: the blob's bytes have another digest")
 
-        waiting = bytearray()
-        async for piece in reply.pieces():
-            waiting += piece
-            if len(waiting) >= _PIECE:
-                data, waiting = bytes(waiting), bytearray()
-                await self._advance(keep, data)
-        await self._advance(keep, bytes(waiting))
-        if self._arrived < self.size:
-            raise UpstreamFailure("5xx", f"{self.ask.repository.registry} ended {self.digest} early")
-        if hasher.hexdigest() != self.digest.hex:
-            self._tell(DigestMismatch(self.ask.repository.registry))
-            raise WrongDigest(f"{self.ask.repository} {self.digest}: the blob's bytes have another digest")
+    async def _hash(self) -> str:
+        """Hash the file as its front advances; gives the digest of the whole in hex."""
+        hasher = self.digest.hasher()
+        buffer = bytearray(_MOST)
+        await asyncio.shield(self._confirmed)
+        partial, hashed = self._partial, 0
+        assert partial is not None  # noqa: S101 - it was confirmed
+        while hashed < self.size:
+            self._more.clear()
+            count = min(partial.map.readable(hashed, _MOST) - hashed, _MOST)
+            if count < min(_LEAST, self.size - hashed):
+                await self._more.wait()
+                continue
+            piece = memoryview(buffer)[:count]
+            await finished_in_thread(_hash_piece, hasher, partial.file.fileno(), hashed, piece)
+            hashed += count
+        return hasher.hexdigest()
+
+    async def _followed(self) -> bool:
+        """Look at what another process does with this blob; True once there is nothing more to follow."""
+        store, worker = self._means.store, self._means.worker
+        if self._partial is None:
+            self._partial = await store.attach(self.digest)
+            if self._partial is not None:
+                self._failures = self._partial.map.failures
+                self._confirm(self._partial.size, self._partial.file)
+        if (partial := self._partial) is not None:
+            if partial.map.state is not FillState.FILLING:
+                self._partial_ended(partial.map.state)
+                return True
+            if partial.map.failures != self._failures:
+                self._fail(UpstreamFailure("5xx", f"{self.ask.repository.registry} broke {self.digest} off"))
+                return True
+            partial.map.demand(worker, self._readers.positions)
+            self._readers.wake()
+        if not self._readers:
+            return True
+        await asyncio.sleep(_POLL)
+        return False
+
+    def _partial_ended(self, state: FillState) -> None:
+        """Another process has ended the fill that this one has open."""
+        if state is FillState.VERIFIED:
+            self._verified()
+        else:
+            self._spoilt = True
+            self._fail(UpstreamInvalid(f"{self.ask.repository} {self.digest}: the blob's bytes were of no use"))
+
+    def _verified(self) -> None:
         self.verified = True
-        self._announce()
+        self._readers.wake()
 
-    async def _advance(self, keep: Callable[[int, bytes], None], data: bytes) -> None:
-        if self._arrived + len(data) > self.size:
-            raise WrongDigest(f"{self.ask.repository} {self.digest}: the blob is longer than the upstream said")
-        if data:
-            await asyncio.to_thread(keep, self._arrived, data)
-            self._arrived += len(data)
-            self._announce()
-
-    def _announce(self) -> None:
-        """Wake everybody who waits for progress."""
-        event, self._progress = self._progress, asyncio.Event()
-        event.set()
+    def _confirm(self, size: int, file: BinaryIO) -> None:
+        if not self._confirmed.done():
+            self.size = size
+            self._confirmed.set_result(file)
 
     def _fail(self, error: Exception) -> None:
         if self.verified:
@@ -165,61 +301,83 @@ class Fill:
             self._confirmed.set_exception(error)
             # Whoever waits is told; if nobody does, that is no mistake.
             self._confirmed.exception()
-        self._announce()
+        self._readers.wake(everybody=True)
 
-    async def readable(self, position: int, from_start: bool) -> int:
-        """Wait until the byte at `position` may be sent; gives the end of what may be sent from there on.
-
-        Raises the error that ended the fill.
-        """
-        while True:
-            held_back = from_start and not self.verified and self._arrived == self.size
-            end = self._arrived - 1 if held_back else self._arrived
-            if position < end:
-                return end
-            if self.error is not None:
-                # Every reader raises the same exception; with their traces it would keep all of them alive.
-                raise self.error.with_traceback(None)
-            await self._progress.wait()
-
-    async def leave(self) -> None:
-        """A reader is done."""
-        self._readers -= 1
-        await self._let_go()
-
-    async def _let_go(self) -> None:
-        """Close the file once the fill is over and its last reader has left."""
+    def _let_go(self) -> None:
+        """Close the files once the fill is over and its last reader has left."""
         if not self.over or self._readers:
             return
         partial, self._partial = self._partial, None
-        published, self._published = self._published, None
+        stored, self._stored = self._stored, None
         if partial is not None:
-            await partial.discard()
-        if published is not None:
-            published.close()
+            partial.close()
+        if stored is not None:
+            stored.close()
+
+    # What the download asks of it (`download.Filling`).
+
+    def rights(self, refused: set[object]) -> Ask | None:
+        """See `Filling.rights`: of the one that caused the fill, else of any that reads it."""
+        return next((ask for ask in (self.ask, *self._readers.asks) if ask.rights not in refused), None)
+
+    def waiting(self) -> Iterator[int]:
+        """See `Filling.waiting`: this process's readers, then those of others."""
+        yield from self._readers.positions
+        if self._means.shared and self._partial is not None:
+            yield from self._partial.map.demanded()
+
+    async def found(self, ask: Ask, media_type: str, size: int) -> PartialBlob:
+        """See `Filling.found`. Raises NoRoom, StorageError or UpstreamInvalid."""
+        await self._means.granted(ask, media_type, size)
+        self.granted.add(ask.rights)
+        if self._partial is not None and self._partial.size != size:
+            if self._confirmed.done():
+                raise UpstreamInvalid(f"{ask.repository.registry} changed the length of {self.digest}")
+            # An earlier run was told another length: that was of no use.
+            await self._partial.discard()
+            self._partial.close()
+            self._partial, self._restored = None, False
+        if size == 0 and not self.digest.matches(b""):
+            # There is no last byte that could be held back.
+            raise self._wrong()
+        if self._partial is None:
+            self._partial = await self._means.store.begin(self.digest, size, self._user)
+        self._confirm(size, self._partial.file)
+        return self._partial
+
+    def advanced(self, count: int) -> None:
+        """See `Filling.advanced`."""
+        self._more.set()
+        self._readers.advanced(count)
+
+    @property
+    def _user(self) -> User:
+        return user_of(self.ask)
 
 
-class FillReader:
-    """One body out of a fill; a `blobs.BlobSource` once it is `confirmed`."""
+def user_of(ask: Ask) -> User:
+    """For whom the store keeps what `ask` wants."""
+    return User(ask.repository.registry, str(ask.repository), ask.cluster)
 
-    file: BinaryIO
 
-    def __init__(self, fill: Fill) -> None:
-        self.size = 0
-        self._fill = fill
-        self._open = True
+def _hash_piece(hasher: Hasher, descriptor: int, position: int, buffer: memoryview) -> None:
+    """Hash the bytes of the file at `position` that fill `buffer`. Blocks. Raises OSError."""
+    while buffer:
+        count = os.preadv(descriptor, [buffer], position)
+        if count == 0:
+            raise OSError("the file of a fill is shorter than its blob")
+        hasher.update(buffer[:count])
+        buffer, position = buffer[count:], position + count
 
-    async def confirmed(self) -> None:
-        """See `Fill.confirmed`. Only then there is a size and a file."""
-        self.file = (await self._fill.confirmed()).file
-        self.size = self._fill.size
 
-    async def ready(self, position: int, from_start: bool) -> int:
-        """See `BlobSource.ready`. Raises UpstreamError or Uncacheable where the fill has failed."""
-        return await self._fill.readable(position, from_start)
-
-    async def close(self) -> None:
-        """See `BlobSource.close`."""
-        if self._open:
-            self._open = False
-            await self._fill.leave()
+async def _both(downloading: Awaitable[None], hashing: asyncio.Task[str]) -> None:
+    """Await the download; a hash that fails meanwhile ends it."""
+    task = asyncio.ensure_future(downloading)
+    try:
+        await asyncio.wait({task, hashing}, return_when=asyncio.FIRST_COMPLETED)
+        if hashing.done():
+            hashing.result()
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -5,6 +5,7 @@ manifest/<digest>                   a manifest's bytes
 member/<repository>@<digest>        the upstream served this manifest or blob in this repository
 proof/<principal>/<repository>      the upstream answered this principal for this repository
 list/<kind>/<repository>?<query>    a list of tags or of referrers
+wrong/<registry>/<digest>           when the registry last sent other bytes for this blob
 """
 
 import json
@@ -43,6 +44,10 @@ def proof_key(principal: Principal, repository: Repository) -> str:
 
 def list_key(kind: str, repository: Repository, query: str) -> str:
     return f"list/{kind}/{repository}?{query}"
+
+
+def wrong_key(registry: str, digest: Digest) -> str:
+    return f"wrong/{registry}/{digest}"
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
@@ -110,12 +115,23 @@ class ListRecord(_Record):
 
 def dump_proof(proof: Proof) -> bytes:
     """A proof as bytes for the store."""
-    return json.dumps(proof.at).encode()
+    return dump_time(proof.at)
 
 
 def load_proof(raw: bytes | None) -> Proof | None:
     """A proof out of the store's bytes, or None."""
+    at = load_time(raw)
+    return Proof(at) if at is not None else None
+
+
+def dump_time(at: float) -> bytes:
+    """Unix seconds as bytes for the store."""
+    return json.dumps(at).encode()
+
+
+def load_time(raw: bytes | None) -> float | None:
+    """Unix seconds out of the store's bytes, or None."""
     try:
-        return Proof(_TIME.validate_json(raw, strict=True)) if raw is not None else None
+        return _TIME.validate_json(raw, strict=True) if raw is not None else None
     except ValueError:
         return None

@@ -3,10 +3,32 @@
 import re
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
+_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)", re.IGNORECASE)
 
 
 class RangeUnsatisfiable(Exception):
     """The range starts past the end, or asks for nothing: 416 with `Content-Range: bytes */size`."""
+
+
+def first_position(header: str | None) -> int:
+    """Where the body that `header` asks for begins, as far as that can be told before the blob's size is known."""
+    match = _RANGE.fullmatch(header.strip().replace(" ", "")) if header else None
+    return int(match[1]) if match is not None and match[1] else 0
+
+
+def parse_content_range(header: str | None) -> tuple[int, int, int | None] | None:
+    """The half-open (start, stop) and the size, if it is said, of a Content-Range; None for what is none of bytes.
+
+    An unsatisfied one (`bytes */SIZE`) gives (0, 0, SIZE).
+    """
+    match = _CONTENT_RANGE.fullmatch(header.strip()) if header else None
+    if match is None:
+        return None
+    size = int(match[3]) if match[3] != "*" else None
+    if match[1] is None:
+        return 0, 0, size
+    start, stop = int(match[1]), int(match[2]) + 1
+    return (start, stop, size) if start < stop and (size is None or stop <= size) else None
 
 
 def starts_past_zero(header: str | None) -> bool:

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from proxy.cache.blobs import BlobSource
-from proxy.cache.fill import Uncacheable
+from proxy.cache.download import Uncacheable
 from proxy.server.exchange import Exchange
 from proxy.upstream.client import Reply
 from proxy.upstream.errors import UpstreamError
@@ -26,10 +26,6 @@ _WINDOW = 512 * 1024
 _PROBE_EVERY = 128 * 1024
 # Seconds in which a client has to take a window; kubelets give a pull up after five minutes without bytes.
 _PATIENCE = 120.0
-
-
-class DamagedFile(OSError):
-    """A finished blob's file cannot be read to its end."""
 
 
 class BodyCut(ConnectionError):
@@ -46,29 +42,44 @@ async def send_head(exchange: Exchange, response: web.StreamResponse) -> None:
         exchange.deadline.reschedule(None)
 
 
-async def send_source(exchange: Exchange, source: BlobSource, start: int, stop: int) -> None:
-    """Send the bytes from `start` to `stop` of `source` after the head. Raises ConnectionError where that ends."""
+async def send_source(exchange: Exchange, source: BlobSource, start: int, stop: int) -> int:
+    """Send the bytes from `start` to `stop` of `source` after the head; gives where it ended.
+
+    That is before `stop` where the cache cannot go on; what was read is `damaged` then, if it was a file's fault.
+    Raises ConnectionError where the client left, or its body had to be cut.
+    """
     loop = asyncio.get_running_loop()
     position = start
     while position < stop:
         try:
             end = min(await source.ready(position, from_start=start == 0), stop, position + _WINDOW)
-        except (UpstreamError, Uncacheable) as error:
+            if not _in_page_cache(source.file.fileno(), position, end):
+                await asyncio.to_thread(_read_ahead, source.file.fileno(), position, end)
+        except UpstreamError as error:
             raise cut(exchange, str(error)) from error
-        if not _in_page_cache(source.file.fileno(), position, end):
-            await asyncio.to_thread(_read_ahead, source.file.fileno(), position, end)
+        except Uncacheable:
+            return position
+        except OSError:
+            exchange.damaged = True
+            return position
         async with _patience(exchange):
             sent = await loop.sendfile(_transport(exchange), source.file, position, end - position)
         exchange.bytes_sent += sent
         position += sent
         if not sent:
-            raise DamagedFile(errno.EIO, "the file is shorter than its blob")
+            exchange.damaged = True
+            return position
+    return position
 
 
-async def send_reply(exchange: Exchange, response: web.StreamResponse, reply: Reply) -> None:
-    """Send an upstream's body as it arrives, kept nowhere."""
+async def send_reply(exchange: Exchange, response: web.StreamResponse, reply: Reply, skip: int = 0) -> None:
+    """Send an upstream's body as it arrives, kept nowhere, without its first `skip` bytes."""
     try:
         async for piece in reply.pieces():
+            if skip:
+                piece, skip = piece[skip:], max(0, skip - len(piece))
+            if not piece:
+                continue
             async with _patience(exchange):
                 await response.write(piece)
             exchange.bytes_sent += len(piece)

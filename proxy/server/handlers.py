@@ -10,9 +10,9 @@ from typing import assert_never
 from aiohttp import web
 
 from proxy.cache.ask import Ask
-from proxy.cache.fill import Uncacheable
+from proxy.cache.download import Uncacheable
 from proxy.oci.errors import OCIError
-from proxy.oci.ranges import RangeUnsatisfiable, parse_range, starts_past_zero
+from proxy.oci.ranges import RangeUnsatisfiable, parse_range
 from proxy.oci.route import BlobRoute, ManifestRoute, Ping, ReferrersRoute, TagsRoute, parse_route
 from proxy.policy.cluster import Client, client_address, select_cluster
 from proxy.policy.registry import Asked, choose_repository
@@ -95,7 +95,7 @@ class Handlers:
         repository = choose_repository(house.registries, cluster.upstreams, asked)
         principal = house.principal(cluster, repository.registry, request.headers.get("Authorization", ""))
         lifetimes = house.lifetimes[cluster.name, repository.registry]
-        exchange.ask = ask = Ask(repository, principal, lifetimes)
+        exchange.ask = ask = Ask(repository, principal, lifetimes, cluster.name)
         if principal.kind == "client":
             # Until clients' own credentials are principals with proofs of their own, nothing cached is given to them
             # and nothing they are given is kept.
@@ -135,7 +135,7 @@ class Handlers:
 
     async def _cached_blob(self, exchange: Exchange, ask: Ask, route: BlobRoute) -> web.StreamResponse:
         range_header = _range_header(exchange.request, route)
-        answer = await self.house.blobs.open(ask, route.digest, starts_past_zero(range_header))
+        answer = await self.house.blobs.open(ask, route.digest, range_header)
         source = answer.source
         try:
             try:
@@ -152,7 +152,9 @@ class Handlers:
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{source.size}"
             response = web.StreamResponse(status=206 if span is not None else 200, headers=headers)
             await send_head(exchange, response)
-            await send_source(exchange, source, start, stop)
+            reached = await send_source(exchange, source, start, stop)
+            if reached < stop:
+                await passing.send_rest(exchange, self.house, ask, route, response, reached, stop)
             await response.write_eof()
             return response
         except OSError as error:

@@ -8,14 +8,16 @@ from proxy.cache.ask import Ask
 from proxy.cache.origin import Content, read_manifest
 from proxy.cache.tags import next_query
 from proxy.oci.manifest import ACCEPT
+from proxy.oci.ranges import parse_content_range
 from proxy.oci.route import BlobRoute, ManifestRoute, ReferrersRoute, TagsRoute
 from proxy.policy.freshness import CacheState, Verdict
-from proxy.server.body import send_head, send_reply
+from proxy.server.body import cut, send_head, send_reply
 from proxy.server.exchange import Exchange
 from proxy.server.house import House
 from proxy.server.lists import list_question, next_link
 from proxy.server.respond import state_headers
 from proxy.upstream.client import Call, Kind, Reply
+from proxy.upstream.errors import UpstreamError
 
 # What of an upstream's head means the same to our client.
 _PASSED_ON = (
@@ -32,6 +34,31 @@ async def redirect_blob(exchange: Exchange, house: House, ask: Ask, route: BlobR
 async def stream_blob(exchange: Exchange, house: House, ask: Ask, route: BlobRoute) -> web.StreamResponse:
     """Cache trouble: the upstream's bytes as a stream."""
     return await _direct_blob(exchange, house, ask, route, "cache-trouble", follow=True)
+
+
+async def send_rest(
+    exchange: Exchange,
+    house: House,
+    ask: Ask,
+    route: BlobRoute,
+    response: web.StreamResponse,
+    start: int,
+    stop: int,
+) -> None:
+    """Cache trouble in the middle of a body: the bytes from `start` to `stop` come from the upstream.
+
+    Raises ConnectionError where they do not come.
+    """
+    exchange.detail = "cache-trouble"
+    try:
+        async with house.blobs.past(ask, route.digest, f"bytes={start}-{stop - 1}", follow=True) as reply:
+            found = parse_content_range(reply.headers.get("Content-Range"))
+            ranged = reply.status == 206 and found is not None and found[:2] == (start, stop)
+            if not ranged and not (reply.status == 200 and reply.content_length == stop):
+                raise cut(exchange, "the upstream has no such range")
+            await send_reply(exchange, response, reply, skip=0 if ranged else start)
+    except UpstreamError as error:
+        raise cut(exchange, str(error)) from error
 
 
 async def _direct_blob(

@@ -5,7 +5,7 @@ import math
 
 from aiohttp import web
 
-from proxy.cache.fill import Uncacheable
+from proxy.cache.download import Uncacheable
 from proxy.oci.errors import STATUS_OF_CODE, OCIError, error_body
 from proxy.policy.freshness import CacheState, Verdict
 from proxy.server.exchange import Exchange

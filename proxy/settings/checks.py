@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from proxy.settings.environment import Mistake
-from proxy.settings.units import parse_address
+from proxy.settings.units import parse_address, parse_percent
 
 
 def cross_mistakes(document: dict[str, Any]) -> Iterator[Mistake]:
@@ -18,6 +18,7 @@ def cross_mistakes(document: dict[str, Any]) -> Iterator[Mistake]:
     yield from _defaults(upstreams)
     yield from _clusters(document.get("clusters"), upstreams)
     yield from _listeners(document)
+    yield from _shares(upstreams, document.get("clusters"))
 
 
 def _mapping(value: object) -> dict[str, dict[str, Any]]:
@@ -90,6 +91,28 @@ def _listeners(document: dict[str, Any]) -> Iterator[Mistake]:
         for place, listener in enumerate(_list(match.get("listeners")) if isinstance(match, dict) else []):
             if _address(listener) not in addresses:
                 yield ("clusters", position, "match", "listeners", place), f"nothing listens on {listener}"
+
+
+def _shares(upstreams: dict[str, dict[str, Any]], clusters: object) -> Iterator[Mistake]:
+    """What is guaranteed has to be there: of registries among themselves, and of clusters among themselves."""
+    listed = [(("clusters", place), entry) for place, entry in enumerate(_list(clusters)) if isinstance(entry, dict)]
+    named = [(("upstreams", name), entry) for name, entry in upstreams.items()]
+    for kind, owners in (("registries", named), ("clusters", listed)):
+        total = 0.0
+        for path, entry in owners:
+            total += _share(entry.get("cache_share"))
+            # Thirds and the like are written with as many digits as anybody cares for.
+            if total > 1 + 1e-9:
+                yield (*path, "cache_share"), f"the shares of all {kind} are more than 100%"
+                break
+
+
+def _share(value: object) -> float:
+    """A share; one that is none is reported by the models."""
+    try:
+        return parse_percent(value)
+    except ValueError:
+        return 0.0
 
 
 def _address(value: object) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from proxy.settings.units import Duration, ListenAddress, Size, parse_address
+from proxy.settings.units import Duration, ListenAddress, Percent, Size, parse_address
 
 # Labels of letters, digits, hyphens and the underscores that some internal names have; IPv4 addresses fit as well.
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?", re.ASCII)
@@ -88,6 +88,7 @@ class CacheSettings(_Model):
     directory: Path = Path("cache")
     max_size: Size = 100 << 30
     min_free: Size = 1 << 30
+    keep: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
 class TagRule(_Model):
@@ -153,6 +154,7 @@ class UpstreamSettings(_Model):
     read_timeout: Timeout = 30.0
     max_connections: Annotated[int, Field(ge=1)] = 64
     parallel: Annotated[int, Field(ge=1, le=16)] = 4
+    cache_share: Percent = 0.0
 
 
 class MatchSettings(_Model):
@@ -178,6 +180,7 @@ class ClusterSettings(_Model):
     credentials: bool | Annotated[Literal["public"], _not_yet("`public` is")] = False
     login: Literal[False] | Annotated[Literal[True], _not_yet("login is")] = False
     manifests: ManifestOverrides = ManifestOverrides()
+    cache_share: Percent = 0.0
     push: Literal["deny"] | Annotated[Literal["forward"], _not_yet("forwarding pushes is")] = "deny"
 
 

@@ -1,4 +1,4 @@
-"""Durations, sizes and addresses as people write them."""
+"""Durations, sizes, percentages and addresses as people write them."""
 
 import ipaddress
 import re
@@ -12,6 +12,7 @@ _NUMBER = r"([0-9]{1,15}(?:\.[0-9]{1,15})?)"
 _DURATION = re.compile(rf"{_NUMBER}(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(rf"{_NUMBER}\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)")
+_PERCENT = re.compile(rf"{_NUMBER}\s*%")
 _BYTES = {
     "B": 1,
     "KiB": 1 << 10,
@@ -41,6 +42,15 @@ def parse_size(value: object) -> int:
     if value in (0, "0") and not isinstance(value, bool):
         return 0
     raise ValueError("not a size: write 512MiB or 10GiB")
+
+
+def parse_percent(value: object) -> float:
+    """0.3 out of `30%`; at most `100%`, or 0. Raises ValueError."""
+    if isinstance(value, str) and (match := _PERCENT.fullmatch(value.strip())) and float(match[1]) <= 100:
+        return float(match[1]) / 100
+    if value in (0, "0") and not isinstance(value, bool):
+        return 0.0
+    raise ValueError("not a percentage: write 30%, at most 100%")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,4 +92,5 @@ def parse_address(value: object) -> Address:
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(parse_size)]
+Percent = Annotated[float, BeforeValidator(parse_percent)]
 ListenAddress = Annotated[Address, BeforeValidator(parse_address), PlainSerializer(str)]

@@ -1,280 +1,253 @@
-"""Blobs on the local disk.
+"""Blobs on the local disk, for any number of processes on one cache directory, each with an object of its own.
 
 Invariants:
 - A file under `blobs/` is whole: it came there by one rename, after its bytes had been flushed.
-- `_index` names every finished blob, least recently used first, and is only touched on the event loop. Its
-  modification time carries a blob's last use over restarts.
+- The files are the truth. The index (`index`, `room`) says what is stored and reserved for eviction's sake; `_known`
+  is a hint for this process, touched on the event loop only, and makes opening a blob one visit to a thread.
 - Room is reserved, and taken from the file system, before the first byte is written.
-- A blob with readers is never removed.
+- A blob with readers, in whatever process, is never removed (`files`).
+- Only who has a digest's claim writes, publishes or discards its fill (`claims`).
 """
 
 import asyncio
 import contextlib
+import logging
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
-from uuid import uuid4
+from typing import TypeVar
 
 from proxy.oci.digest import Digest
-from proxy.oci.errors import OCIError
-from proxy.storage.base import NoRoom, StorageError, Usage
+from proxy.storage import files, room
+from proxy.storage.base import StorageError, Usage, User
+from proxy.storage.claims import Claims
 from proxy.storage.directory import CacheDirectory
-from proxy.storage.eviction import Candidate, Room, choose_victims
+from proxy.storage.eviction import ANY, Policy
+from proxy.storage.files import FillFiles, Places, WrongSize
+from proxy.storage.index import NOBODY, Index, Use
+from proxy.storage.partial import DiskBlob, DiskPartial, opened
+from proxy.storage.room import Shelf
+from proxy.storage.uses import Uses
 from proxy.telemetry.events import BlobEvicted, Tell, silent
 
-# A blob's last use is written to its file no more often than this, in seconds.
-_TOUCH_INTERVAL = 60.0
+_log = logging.getLogger("pullthrough.storage")
+_T = TypeVar("_T")
+
+# A blob's use is told to the index, and written to its file, no more often than this, in seconds.
+_TELL_INTERVAL = 60.0
 
 
 @dataclass(slots=True)
-class _Entry:
+class _Known:
     size: int
-    touched: float
-    readers: int = 0
+    told: float
+    kept: bool = False
 
 
 class DiskBlobs:
     """The `BlobStore` of a single machine."""
 
-    def __init__(self, directory: CacheDirectory, max_size: int, min_free: int, tell: Tell = silent) -> None:
-        self._blobs = directory.blobs
-        self._fills = directory.fills
-        self._max_size = max_size
-        self._min_free = min_free
+    def __init__(
+        self,
+        directory: CacheDirectory,
+        max_size: int,
+        min_free: int,
+        tell: Tell = silent,
+        *,
+        policy: Policy = ANY,
+        worker: int = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`worker` is this process's number among those that share the directory; `clock` gives seconds."""
+        self._directory = directory
+        self._places = Places(directory.blobs, directory.fills)
+        self._index = Index(directory.index)
+        self._limits = max_size, min_free, policy
+        self._policy = policy
         self._tell = tell
-        self._index: dict[Digest, _Entry] = {}
-        self._stored = 0
-        self._reserved = 0
-        self._making_room = asyncio.Lock()
+        self._worker = worker
+        self._clock = clock
+        self._known: dict[Digest, _Known] = {}
+        self._uses = Uses(self._note)
+        self._shelf: Shelf | None = None
 
-    async def start(self) -> None:
-        """Learn what is stored, drop the fills of the last run, and evict down to the limits. Raises StorageError."""
-        try:
-            found = await asyncio.to_thread(self._scan)
-        except OSError as error:
-            raise StorageError(f"the blobs in {self._blobs} cannot be listed: {error.strerror}") from error
-        for digest, size, used in found:
-            self._index[digest] = _Entry(size, used)
-            self._stored += size
-        await self._make_room(0)
+    async def start(self, recover: bool = True) -> None:
+        """Learn what is stored; with `recover`, mend what the last run left first and evict down to the limits.
 
-    async def open(self, digest: Digest) -> "DiskBlob | None":
+        Where several processes share the directory, one recovers before the others start. Raises StorageError.
+        """
+        loop = asyncio.get_running_loop()
+
+        def gone(digest: Digest, reason: str) -> None:
+            # A closed loop: the program ends, and nobody counts any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._gone, digest, reason)
+
+        def start() -> dict[Digest, int]:
+            claims = Claims(self._places.fills / "claims")
+            self._shelf = Shelf(self._places, self._index, claims, *self._limits, gone)
+            room.open_index(self._shelf, recover)
+            return self._index.blobs()
+
+        known = await self._run(start, f"the blobs in {self._places.blobs} cannot be listed")
+        self._known = {digest: _Known(size, 0.0) for digest, size in known.items()}
+
+    async def close(self) -> None:
+        """Tell the index what waits, and give up all claims. No other method may be called afterwards."""
+        await self._uses.close()
+        await self._index.close()
+        if self._shelf is not None:
+            self._shelf.claims.close()
+
+    # Finished blobs.
+
+    async def open(self, digest: Digest, user: User | None = None) -> DiskBlob | None:
         """See `BlobStore.open`."""
-        entry = self._index.get(digest)
-        if entry is None:
+        known, now = self._known.get(digest), self._clock()
+        due = known is None or now - known.told > _TELL_INTERVAL
+        size = known.size if known is not None else None
+        try:
+            opening = asyncio.to_thread(_open_blob, self._places.blob(digest), size, now if due else None)
+            blob = await opened(opening)
+        except (FileNotFoundError, NotADirectoryError):
+            if self._known.pop(digest, None) is not None:
+                # Another process evicted it; or somebody took the file, which the index does not know yet.
+                await self.remove(digest, "digest")
             return None
-        self._index[digest] = self._index.pop(digest)
-        entry.readers += 1
-        now = time.time()
-        touch = now - entry.touched > _TOUCH_INTERVAL
-        try:
-            file = await _opened(_open_blob, self._file(digest), entry.size, touch)
-        except BaseException as error:
-            entry.readers -= 1
-            if isinstance(error, FileNotFoundError):
-                self._forget(digest)
-                return None
-            if isinstance(error, OSError):
-                raise StorageError(f"the blob {digest} cannot be read: {error.strerror}") from error
-            raise
-        if touch:
-            entry.touched = now
-        return DiskBlob(file, entry)
-
-    async def begin(self, digest: Digest, size: int) -> "DiskPartial":
-        """See `BlobStore.begin`."""
-        async with self._making_room:
-            if not await self._make_room(size):
-                raise NoRoom(f"no room for a blob of {size} bytes")
-            self._reserved += size
-            try:
-                file = await _opened(_allocate, self._fills / f"{digest.hex}.{uuid4().hex}", size)
-            except BaseException as error:
-                self._reserved -= size
-                if isinstance(error, OSError):
-                    raise StorageError(f"a fill of {size} bytes cannot be made: {error.strerror}") from error
-                raise
-        return DiskPartial(self, digest, size, file)
-
-    async def remove(self, digest: Digest, reason: str) -> bool:
-        """See `BlobStore.remove`."""
-        entry = self._index.get(digest)
-        if entry is None or entry.readers:
-            return False
-        self._forget(digest)
-        try:
-            await asyncio.to_thread(self._file(digest).unlink, missing_ok=True)
+        except WrongSize:
+            await self._drop_damaged(digest, size)
+            return None
         except OSError as error:
-            raise StorageError(f"the blob {digest} cannot be removed: {error.strerror}") from error
-        self._tell(BlobEvicted(reason))
-        return True
+            raise StorageError(f"the blob {digest} cannot be read: {error.strerror}") from error
+        if known is None and not await self._is_right(digest, blob):
+            return None
+        self._use(digest, blob.size, user, now, due)
+        return blob
+
+    async def _is_right(self, digest: Digest, blob: DiskBlob) -> bool:
+        """Another process published it: what the index says of its size counts. The blob is closed if it is wrong."""
+        try:
+            size = await self._index.run(partial(self._index.blob_size, digest))
+        except BaseException:
+            blob.close()
+            raise
+        if size is None or size == blob.size:
+            return True
+        blob.close()
+        await self._drop_damaged(digest, size)
+        return False
+
+    async def _drop_damaged(self, digest: Digest, size: int | None) -> None:
+        _log.warning("the blob %s is damaged: it is not of %s bytes any more, and fetched again", digest, size)
+        await self.remove(digest, "digest")
+        self._known.pop(digest, None)
 
     def holds(self, digest: Digest) -> bool:
         """See `BlobStore.holds`."""
-        return digest in self._index
+        return digest in self._known
 
-    def usage(self) -> Usage:
+    async def remove(self, digest: Digest, reason: str) -> bool:
+        """See `BlobStore.remove`."""
+
+        def remove() -> bool | None:
+            with self._index.transaction():
+                return room.remove_blob(self._ready, digest, reason)
+
+        removed = await self._run(remove, f"the blob {digest} cannot be removed")
+        if removed is not None:
+            self._known.pop(digest, None)
+        return bool(removed)
+
+    async def usage(self) -> Usage:
         """See `BlobStore.usage`."""
-        return Usage(self._stored + self._reserved, len(self._index))
+        return await self._index.run(self._index.usage)
 
-    def release(self, size: int) -> None:
-        """Give back the reservation of a fill that came to nothing."""
-        self._reserved -= size
+    def _use(self, digest: Digest, size: int, user: User | None, now: float, due: bool) -> None:
+        user = user or NOBODY
+        kept = self._policy.keeps(user.registry, user.repository)
+        known = self._known.setdefault(digest, _Known(size, now))
+        if due:
+            known.told = now
+        # That a blob is one to keep is told at once: any process may be evicting.
+        self._uses.add(Use(digest, size, now, user, kept), due or (kept and not known.kept))
+        known.kept |= kept
 
-    async def adopt(self, digest: Digest, size: int, file: Path) -> None:
-        """Move a finished fill in place; its reservation becomes its room."""
-        target = self._file(digest)
-        await asyncio.to_thread(_publish, file, target)
-        self._reserved -= size
-        self._forget(digest)
-        self._index[digest] = _Entry(size, time.time())
-        self._stored += size
+    async def _note(self, uses: list[Use]) -> None:
+        await self._run(partial(room.note, self._ready, uses), "the use of blobs cannot be noted")
 
-    async def _make_room(self, need: int) -> bool:
-        """Evict until `need` bytes fit; False where they never will."""
-        while True:
-            try:
-                free = (await asyncio.to_thread(shutil.disk_usage, self._blobs)).free
-            except OSError as error:
-                raise StorageError(f"the free space of {self._blobs} is unknown: {error.strerror}") from error
-            candidates = (Candidate(digest, entry.size, entry.readers > 0) for digest, entry in self._index.items())
-            room = Room(self._max_size, self._stored + self._reserved, self._min_free, free)
-            victims = choose_victims(candidates, need, room)
-            if not victims:
-                return victims is not None
-            # While one is unlinked the next may have found a reader: then others have to go instead.
-            if all([await self.remove(digest, reason) for digest, reason in victims]):
-                return True
+    # Fills.
 
-    def _forget(self, digest: Digest) -> None:
-        entry = self._index.pop(digest, None)
-        if entry is not None:
-            self._stored -= entry.size
+    def claim(self, digest: Digest) -> bool:
+        """See `BlobStore.claim`."""
+        return self._ready.claims.claim(digest)
 
-    def _file(self, digest: Digest) -> Path:
-        return self._blobs / digest.algorithm / digest.hex[:2] / digest.hex
+    def release(self, digest: Digest) -> None:
+        """See `BlobStore.release`."""
+        self._ready.claims.release(digest)
 
-    def _scan(self) -> list[tuple[Digest, int, float]]:
-        for leftover in self._fills.iterdir():
-            if leftover.is_file():
-                leftover.unlink()
-        return sorted(_finished(self._blobs), key=lambda found: found[2])
+    async def begin(self, digest: Digest, size: int, user: User | None = None) -> DiskPartial:
+        """See `BlobStore.begin`."""
+        shelf, uses = self._ready, self._uses.take()
 
+        def begin() -> DiskPartial:
+            room.note(shelf, uses)
+            return DiskPartial(self, digest, room.reserve(shelf, digest, size, user), self._worker)
 
-class DiskBlob:
-    """See `StoredBlob`."""
+        return await opened(self._run(begin, f"a fill of {size} bytes cannot be made"))
 
-    def __init__(self, file: BinaryIO, entry: _Entry) -> None:
-        self.file = file
-        self.size = entry.size
-        self._entry: _Entry | None = entry
+    async def attach(self, digest: Digest) -> DiskPartial | None:
+        """See `BlobStore.attach`."""
 
-    def close(self) -> None:
-        """See `StoredBlob.close`."""
-        if self._entry is not None:
-            self._entry.readers -= 1
-            self._entry = None
-            self.file.close()
+        def attach() -> DiskPartial | None:
+            fill = files.attach_fill(self._places, digest)
+            return None if fill is None else DiskPartial(self, digest, fill, self._worker)
 
-
-class DiskPartial:
-    """See `PartialBlob`."""
-
-    def __init__(self, store: DiskBlobs, digest: Digest, size: int, file: BinaryIO) -> None:
-        self.file = file
-        self._store = store
-        self._digest = digest
-        self._size = size
-        self._pending = True
-
-    def write(self, offset: int, data: bytes) -> None:
-        """See `PartialBlob.write`."""
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self.file.fileno(), view, offset)
-            view, offset = view[written:], offset + written
-
-    async def publish(self) -> None:
-        """See `PartialBlob.publish`."""
         try:
-            await asyncio.to_thread(os.fdatasync, self.file.fileno())
-            await self._store.adopt(self._digest, self._size, Path(self.file.name))
+            return await opened(asyncio.to_thread(attach))
         except OSError as error:
-            raise StorageError(f"the blob {self._digest} cannot be stored: {error.strerror}") from error
-        self._pending = False
+            raise StorageError(f"the fill of {digest} cannot be opened: {error.strerror}") from error
 
-    async def discard(self) -> None:
-        """See `PartialBlob.discard`."""
-        if self._pending:
-            self._pending = False
-            self._store.release(self._size)
-            self.file.close()
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(Path(self.file.name).unlink, missing_ok=True)
-        self.file.close()
+    async def publish(self, digest: Digest, fill: FillFiles, size: int) -> None:
+        """See `Keeper.publish`."""
+        now = self._clock()
+        job = partial(room.publish, self._ready, digest, fill, size, now)
+        await self._run(job, f"the blob {digest} cannot be stored")
+        self._known[digest] = _Known(size, now)
 
-
-async def _opened(opening: Callable[..., BinaryIO], *arguments: object) -> BinaryIO:
-    """Open a file in a thread. Who is cancelled meanwhile leaves no open file behind."""
-    task = asyncio.ensure_future(asyncio.to_thread(opening, *arguments))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.add_done_callback(_close_result)
-        raise
-
-
-def _close_result(task: asyncio.Task[BinaryIO]) -> None:
-    if not task.cancelled() and task.exception() is None:
-        task.result().close()
-
-
-def _open_blob(file: Path, size: int, touch: bool) -> BinaryIO:
-    """Open a finished blob. Raises FileNotFoundError also where it is not of its size: then it is none of ours."""
-    stream = open(file, "rb", buffering=0)  # noqa: SIM115 - its owner closes it
-    try:
-        if os.fstat(stream.fileno()).st_size != size:
-            raise FileNotFoundError(file)
-        if touch:
-            # A disk that takes no writes any more still has the bytes.
-            with contextlib.suppress(OSError):
-                os.utime(file)
-    except BaseException:
-        stream.close()
-        raise
-    return stream
-
-
-def _allocate(file: Path, size: int) -> BinaryIO:
-    stream = open(file, "x+b", buffering=0)  # noqa: SIM115 - its owner closes it
-    try:
-        if size:
-            os.posix_fallocate(stream.fileno(), 0, size)
-    except BaseException:
-        stream.close()
-        file.unlink(missing_ok=True)
-        raise
-    return stream
-
-
-def _publish(file: Path, target: Path) -> None:
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file.chmod(0o400)
-    file.replace(target)
-
-
-def _finished(blobs: Path) -> Iterator[tuple[Digest, int, float]]:
-    """Digest, size and last use of every blob; a file with another name is not ours and stays untouched."""
-    for file in blobs.glob("*/*/*"):
+    async def discard(self, digest: Digest, fill: FillFiles) -> None:
+        """See `Keeper.discard`."""
         try:
-            digest = Digest.parse(f"{file.parent.parent.name}:{file.name}")
-        except OCIError:
-            continue
-        if not file.is_file() or file.is_symlink():
-            continue
-        status = file.stat()
-        yield digest, status.st_size, status.st_mtime
+            await self._run(partial(room.discard, self._ready, digest, fill), f"the fill of {digest} cannot be removed")
+        except StorageError as error:
+            # Nobody goes on with it, and the next sweep tries again.
+            _log.warning("%s", error)
+
+    async def sweep(self, now: float) -> None:
+        """Remove the fills that were left behind hours before `now` (seconds), and nobody has. Raises StorageError."""
+        await self._run(partial(room.sweep, self._ready, now), "the fills that were left behind cannot be removed")
+
+    # The index.
+
+    @property
+    def _ready(self) -> Shelf:
+        if self._shelf is None:
+            raise StorageError("the blob store has not been started")
+        return self._shelf
+
+    async def _run(self, job: Callable[[], _T], what: str) -> _T:
+        try:
+            return await self._index.run(job)
+        except OSError as error:
+            raise StorageError(f"{what}: {error.strerror}") from error
+
+    def _gone(self, digest: Digest, reason: str) -> None:
+        self._known.pop(digest, None)
+        self._tell(BlobEvicted(reason))
+
+
+def _open_blob(file: Path, size: int | None, touch: float | None) -> DiskBlob:
+    stream = files.open_blob(file, size, touch)
+    return DiskBlob(stream, os.fstat(stream.fileno()).st_size)

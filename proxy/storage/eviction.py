@@ -1,18 +1,40 @@
-"""Which blobs go so that another fits: least recently used first, never one with readers. Pure."""
+"""Which blobs go so that another fits. Pure.
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+- Never one that somebody reads, never one of a kept repository.
+- Least recently used first; but blobs used once go before blobs used again, as long as the former hold more than a
+  fifth of the cache: who pulls everything there is, once, must not flush what is needed every day (the idea of 2Q).
+- A registry or cluster that is at or below its share loses blobs only when nothing else is left. Room that it does not
+  use is lent to the others.
+"""
+
+import re
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import translate
+from functools import cached_property
+from typing import NamedTuple
 
 from proxy.oci.digest import Digest
 
+# A use this long after a blob was stored, in seconds, is another one: the nodes of one roll-out count once.
+AGAIN_AFTER = 60.0
+# What part of the cache blobs used once may hold before they go first.
+_ONCE_SHARE = 0.2
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A finished blob: its size in bytes and whether somebody reads it."""
+
+class Candidate(NamedTuple):
+    """A finished blob: its size in bytes, when it was used last, whether it was used again and is being read, and who
+    it belongs to."""
 
     digest: Digest
     size: int
     in_use: bool
+    used: float = 0.0
+    again: bool = False
+    registry: str = ""
+    repository: str = ""
+    cluster: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +46,104 @@ class Room:
     min_free: int
     free: int
 
+    def lacks(self, need: int) -> int:
+        """How many bytes have to go before `need` fit; not more than 0 where they fit."""
+        return max(self.used + need - self.max_size, self.min_free + need - self.free)
 
-def choose_victims(oldest_first: Iterable[Candidate], need: int, room: Room) -> list[tuple[Digest, str]] | None:
+    def without(self, size: int) -> "Room":
+        """The same with `size` bytes less in it."""
+        return Room(self.max_size, self.used - size, self.min_free, self.free + size)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What operators want kept: patterns of `registry/repository`, `*` also over `/`; shares as parts of max_size."""
+
+    keep: tuple[str, ...] = ()
+    registries: Mapping[str, float] = field(default_factory=dict)
+    clusters: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str] | None:
+        return re.compile("|".join(translate(pattern) for pattern in self.keep)) if self.keep else None
+
+    def keeps(self, registry: str, repository: str) -> bool:
+        """Is what this repository uses never to be evicted?"""
+        return self._pattern is not None and self._pattern.match(f"{registry}/{repository}") is not None
+
+
+ANY = Policy()
+
+
+def choose_victims(
+    oldest_first: Iterable[Candidate], need: int, room: Room, policy: Policy = ANY
+) -> list[tuple[Digest, str]] | None:
     """What to evict so that `need` bytes fit, each with its reason (`size` or `free`); None where they cannot fit."""
+    if need > room.max_size:
+        return None
     over = room.used + need - room.max_size
     short = room.min_free + need - room.free
     victims: list[tuple[Digest, str]] = []
-    if need > room.max_size:
-        return None
-    for candidate in oldest_first:
-        if over <= 0 and short <= 0:
-            break
-        if candidate.in_use:
-            continue
+    if over <= 0 and short <= 0:
+        return victims
+    for candidate in _in_order(list(oldest_first), room.max_size, policy):
         victims.append((candidate.digest, "size" if over > 0 else "free"))
         over -= candidate.size
         short -= candidate.size
-    return victims if over <= 0 and short <= 0 else None
+        if over <= 0 and short <= 0:
+            return victims
+    return None
+
+
+def _in_order(blobs: list[Candidate], max_size: int, policy: Policy) -> Iterator[Candidate]:
+    """The blobs that may go, each given only when the ones before it have gone."""
+    held = _Held(blobs, max_size, policy)
+    loose = [blob for blob in blobs if not blob.in_use and not policy.keeps(blob.registry, blob.repository)]
+    spared: list[Candidate] = []
+    for blob in held.once_first(loose):
+        if held.is_guaranteed(blob):
+            # Others' evictions never bring its owner above its share again, so one look is enough.
+            spared.append(blob)
+        else:
+            held.lose(blob)
+            yield blob
+    for blob in held.once_first(spared):
+        held.lose(blob)
+        yield blob
+
+
+class _Held:
+    """Who holds how many bytes while blobs go."""
+
+    def __init__(self, blobs: list[Candidate], max_size: int, policy: Policy) -> None:
+        self._once_limit = _ONCE_SHARE * max_size
+        self._once = sum(blob.size for blob in blobs if not blob.again)
+        self._registry_limits = {name: share * max_size for name, share in policy.registries.items() if share}
+        self._cluster_limits = {name: share * max_size for name, share in policy.clusters.items() if share}
+        self._registries: Counter[str] = Counter()
+        self._clusters: Counter[str] = Counter()
+        for blob in blobs if self._registry_limits or self._cluster_limits else ():
+            self._registries[blob.registry] += blob.size
+            self._clusters[blob.cluster] += blob.size
+
+    def once_first(self, oldest_first: list[Candidate]) -> Iterator[Candidate]:
+        once = deque(blob for blob in oldest_first if not blob.again)
+        again = deque(blob for blob in oldest_first if blob.again)
+        while once or again:
+            too_many = self._once > self._once_limit
+            if once and (not again or too_many or once[0].used <= again[0].used):
+                yield once.popleft()
+            else:
+                yield again.popleft()
+
+    def is_guaranteed(self, blob: Candidate) -> bool:
+        return (
+            self._registries[blob.registry] <= self._registry_limits.get(blob.registry, -1)
+            or self._clusters[blob.cluster] <= self._cluster_limits.get(blob.cluster, -1)
+        )  # fmt: skip
+
+    def lose(self, blob: Candidate) -> None:
+        self._registries[blob.registry] -= blob.size
+        self._clusters[blob.cluster] -= blob.size
+        if not blob.again:
+            self._once -= blob.size

@@ -6,11 +6,12 @@ One process writes (the one that holds the blob's claim), any number read. Invar
 - Only a machine that lost its power can leave a map that says too much: the hash of the whole finds that out.
 
 Layout, little-endian: magic, block size, the blob's size, state, how often its writers gave up; the positions that
-readers of each worker wait for; a byte for each block (untouched, begun, full); four bytes for each, how much of it
-has arrived.
+readers of each worker wait for; a byte for each block (untouched, begun, full); four bytes for each, aligned, how
+much of it has arrived. Those four count: a process killed in `record` may leave a byte that lags behind them.
 """
 
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from mmap import mmap
@@ -54,7 +55,8 @@ class FillMap:
         self._buffer = buffer
         self.size = size
         self._blocks = blocks_of(size)
-        self._parts_at = _BLOCKS_AT + self._blocks
+        self._marks_end = _BLOCKS_AT + self._blocks
+        self._parts_at = _aligned(self._marks_end)
         if len(buffer) < map_bytes(size) or _HEAD.unpack_from(buffer)[:3] != (_MAGIC, BLOCK, size):
             raise BadMap("not the map of this blob")
 
@@ -74,7 +76,7 @@ class FillMap:
 
     @state.setter
     def state(self, state: FillState) -> None:
-        _UINT.pack_into(self._buffer, _STATE_AT, state)
+        self._put(_STATE_AT, _UINT.pack(state))
 
     @property
     def failures(self) -> int:
@@ -83,19 +85,14 @@ class FillMap:
 
     def give_up(self) -> None:
         """Tell the readers in other processes that whoever filled it gave up."""
-        _UINT.pack_into(self._buffer, _FAILURES_AT, (self.failures + 1) & 0xFFFFFFFF)
+        self._put(_FAILURES_AT, _UINT.pack((self.failures + 1) & 0xFFFFFFFF))
 
     # What has arrived.
 
     @property
     def arrived(self) -> int:
         """How many bytes in all."""
-        marks = self._buffer[_BLOCKS_AT : self._parts_at]
-        begun = (self._part(block) for block in self._marked(_BEGUN))
-        full = marks.count(_FULL) * BLOCK
-        if marks.endswith(_FULL):
-            full -= self._blocks * BLOCK - self.size
-        return full + sum(begun)
+        return sum(array("I", self._buffer[self._parts_at : self._parts_at + 4 * self._blocks]))
 
     def record(self, position: int, count: int) -> None:
         """The bytes from `position` on are in the file: they follow what has arrived in their first block.
@@ -111,8 +108,8 @@ class FillMap:
             end = min(stop, start + BLOCK)
             part = max(end - start, self._part(block))
             full = start + part == min(start + BLOCK, self.size)
-            _UINT.pack_into(self._buffer, self._parts_at + 4 * block, part)
-            self._buffer[_BLOCKS_AT + block : _BLOCKS_AT + block + 1] = _FULL if full else _BEGUN
+            self._put(self._parts_at + 4 * block, _UINT.pack(part))
+            self._put(_BLOCKS_AT + block, _FULL if full else _BEGUN)
             position = end
 
     def readable(self, position: int, most: int) -> int:
@@ -134,6 +131,10 @@ class FillMap:
         It ends where the next block begins of which something has arrived. None where nothing is missing.
         """
         block = self._find(position // BLOCK, _UNTOUCHED, _BEGUN)
+        while block is not None and self._part(block) == min(BLOCK, self.size - block * BLOCK):
+            # Whoever recorded the block was killed before it was marked.
+            self._put(_BLOCKS_AT + block, _FULL)
+            block = self._find(block + 1, _UNTOUCHED, _BEGUN)
         if block is None:
             return None
         after = self._find(block + 1, _BEGUN, _FULL)
@@ -149,10 +150,12 @@ class FillMap:
     # What readers of other processes wait for.
 
     def demand(self, worker: int, positions: Sequence[int]) -> None:
-        """The readers of `worker` wait at `positions`; only the first few are told."""
+        """The readers of `worker` (below MOST_WORKERS) wait at `positions`; only the first few are told."""
+        if not 0 <= worker < MOST_WORKERS:
+            raise ValueError(f"there is no worker {worker}")
         told = [position + 1 for position in positions[:_POSITIONS]]
         at = _DEMANDS_AT + worker * _DEMANDS.size
-        _DEMANDS.pack_into(self._buffer, at, *told, *[0] * (_POSITIONS - len(told)))
+        self._put(at, _DEMANDS.pack(*told, *[0] * (_POSITIONS - len(told))))
 
     def demanded(self) -> list[int]:
         """The positions that readers of all workers wait for. One that died may have left some of its own."""
@@ -162,20 +165,18 @@ class FillMap:
         finally:
             told.release()
 
+    def _put(self, at: int, value: bytes) -> None:
+        # Not pack_into: it writes zeros first, which other processes would see, and a killed one would leave behind.
+        self._buffer[at : at + len(value)] = value
+
     def _part(self, block: int) -> int:
         return int(_UINT.unpack_from(self._buffer, self._parts_at + 4 * block)[0])
 
     def _find(self, block: int, *marks: bytes) -> int | None:
         """The first block from `block` on with one of `marks`."""
-        places = (self._buffer.find(mark, _BLOCKS_AT + block, self._parts_at) for mark in marks)
+        places = (self._buffer.find(mark, _BLOCKS_AT + block, self._marks_end) for mark in marks)
         found = [place - _BLOCKS_AT for place in places if place >= 0]
         return min(found, default=None)
-
-    def _marked(self, mark: bytes) -> Iterator[int]:
-        place = self._buffer.find(mark, _BLOCKS_AT, self._parts_at)
-        while place >= 0:
-            yield place - _BLOCKS_AT
-            place = self._buffer.find(mark, place + 1, self._parts_at)
 
 
 def blocks_of(size: int) -> int:
@@ -185,4 +186,9 @@ def blocks_of(size: int) -> int:
 
 def map_bytes(size: int) -> int:
     """How long the map of a blob of `size` bytes is."""
-    return _BLOCKS_AT + 5 * blocks_of(size)
+    return _aligned(_BLOCKS_AT + blocks_of(size)) + 4 * blocks_of(size)
+
+
+def _aligned(place: int) -> int:
+    """The next place where four bytes are written at once, so that no process reads half of a number."""
+    return place + -place % 4

@@ -60,6 +60,11 @@ class FillEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class FillResumed:
+    """An upstream broke off in the middle of a blob, which is gone on with at the missing byte."""
+
+
+@dataclass(frozen=True, slots=True)
 class DigestMismatch:
     """An upstream sent a manifest or a blob that is not what its digest names."""
 
@@ -95,6 +100,7 @@ Event = (
     | RateLimitSeen
     | FillStarted
     | FillEnded
+    | FillResumed
     | DigestMismatch
     | StaleServed
     | BlobEvicted

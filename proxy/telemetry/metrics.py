@@ -35,6 +35,9 @@ class Metrics:
         )
         self._upstream_bytes = self._counter("upstream_bytes", "Bytes of bodies received from upstreams.", "registry")
         self._fills = self._gauge("fills_active", "Blobs being downloaded into the cache.")
+        self._resumes = self._counter(
+            "fill_resumes", "Times that an upstream broke off in a blob, which was gone on with."
+        )
         self._mismatches = self._counter(
             "digest_mismatches", "Manifests and blobs whose bytes were not what their digest names.", "registry"
         )
@@ -71,6 +74,8 @@ class Metrics:
                 self._fills.inc()
             case events.FillEnded():
                 self._fills.dec()
+            case events.FillResumed():
+                self._resumes.inc()
             case events.DigestMismatch(registry):
                 self._mismatches.labels(registry).inc()
             case events.StaleServed(registry, reason):

@@ -39,6 +39,7 @@ from proxy.upstream.errors import (
     UpstreamRejected,
     failure_of,
 )
+from proxy.upstream.slots import Slots
 
 Kind = Literal["manifest", "blob", "tags", "referrers", "other"]
 
@@ -47,7 +48,8 @@ HEAD_LIMIT = 24.0
 _MOST_REDIRECTS = 6
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ERROR_BODY_LIMIT = 64 * 1024
-_READ_BUFFER = 1024 * 1024
+# A stream holds twice this at most while its last piece is being written.
+_READ_BUFFER = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +67,26 @@ class Call:
     follow: bool = True
     # True: only a head or a byte is wanted, which must not wait for connections that carry whole blobs.
     small: bool = False
+    # Where an earlier reply to the same call was redirected (`Reply.address`): asked at once, without Authorization.
+    address: str | None = None
 
 
 class Reply:
     """An upstream's 2xx, or its redirect where the call did not want it followed. Valid inside `request` only."""
 
-    def __init__(self, registry: str, response: aiohttp.ClientResponse, tell: Tell, location: str | None) -> None:
+    def __init__(
+        self,
+        registry: str,
+        response: aiohttp.ClientResponse,
+        tell: Tell,
+        location: str | None = None,
+        address: str | None = None,
+    ) -> None:
         self.status = response.status
         self.headers: CIMultiDictProxy[str] = response.headers
         self.location = location
+        # Where redirects led, if that was another origin; a signed address, so it is never told to anyone.
+        self.address = address
         self._registry = registry
         self._response = response
         self._tell = tell
@@ -96,12 +109,15 @@ class Reply:
         return b"".join(pieces)
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises UpstreamFailure where it breaks off."""
+        """The body as it arrives, to the last byte of it. Raises UpstreamFailure where it breaks off."""
         try:
             async for piece in self._response.content.iter_any():
                 self._tell(UpstreamBytes(self._registry, len(piece)))
                 yield piece
         except NETWORK_ERRORS as error:
+            if rest := _unread(self._response.content):
+                self._tell(UpstreamBytes(self._registry, len(rest)))
+                yield rest
             raise failure_of(error, self._registry) from error
 
 
@@ -123,6 +139,9 @@ class Upstream:
         self._clock = clock
         self._head_limit = head_limit
         self._sessions: dict[str, aiohttp.ClientSession] = {}
+        # Whose turn it is to take blobs from here; taken by whoever asks for one, before the request.
+        self.slots = Slots(settings.max_connections)
+        self.parallel = settings.parallel
         self.credential = _credential_source(registry, settings)
         self._auth = Authorizer(
             registry, settings.url, settings.token_realms, self.credential, self._ask_token_server, clock
@@ -191,12 +210,13 @@ class Upstream:
             location = str(self._target(response))
             return Reply(self.registry, response, self._tell, location)
         if response.status < 300:
-            return Reply(self.registry, response, self._tell, None)
+            address = None if self._is_own(response.url) else str(response.url)
+            return Reply(self.registry, response, self._tell, address=address)
         raise await self._error(call, response)
 
     async def _follow(self, call: Call, authorization: str | None) -> aiohttp.ClientResponse:
         """Send, and follow redirects: with Authorization on the upstream's own origin, without it anywhere else."""
-        url = self._url(call)
+        url = self._url(call) if call.address is None else URL(call.address, encoded=True)
         for _ in range(_MOST_REDIRECTS):
             response = await self._send(call, url, authorization if self._is_own(url) else None)
             if response.status not in _REDIRECTS:
@@ -316,6 +336,11 @@ class Upstream:
         if not isinstance(answer, dict):
             raise UpstreamFailure("5xx", f"{message} with something that is not JSON", at_token_server=True)
         return answer
+
+
+def _unread(stream: aiohttp.StreamReader) -> bytes:
+    """What arrived before the connection broke. The stream itself raises before it hands that over, every time."""
+    return b"".join(stream._buffer)[stream._buffer_offset :]
 
 
 async def _error_body(response: aiohttp.ClientResponse) -> bytes:

@@ -3,16 +3,21 @@
 What must outlive a restart is held by the caller (`shelf`), as a disk is.
 """
 
+import contextlib
 import io
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from proxy.oci.digest import Digest
-from proxy.storage.base import NoRoom, Usage
-from proxy.storage.eviction import Candidate, Room, choose_victims
+from proxy.storage.base import NoRoom, Usage, User
+from proxy.storage.eviction import AGAIN_AFTER, ANY, Candidate, Policy, Room, choose_victims
+from proxy.storage.fillmap import FillMap, FillState, map_bytes
 from proxy.telemetry.events import BlobEvicted, Tell, silent
+
+_NOBODY = User("", "", "")
 
 
 class MemoryMetadata:
@@ -42,69 +47,121 @@ class MemoryMetadata:
         """Nothing to do."""
 
 
+@dataclass
 class _Blob:
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-        self.readers = 0
+    content: bytes
+    used: float
+    stored: float
+    user: User
+    readers: int = 0
+
+
+@dataclass
+class _Fill:
+    data: bytearray
+    map: FillMap
+    user: User
+    open: int = 0
+
+
+class Shelf:
+    """What outlives a store, and what stores of several processes would share."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[Digest, _Blob] = {}
+        self.fills: dict[Digest, _Fill] = {}
+        self.claims: dict[Digest, object] = {}
 
 
 class MemoryBlobs:
-    """A `BlobStore`; `shelf` has the least recently used blob first."""
+    """A `BlobStore`; those with the same `shelf` share it as processes share a directory."""
 
-    def __init__(self, shelf: dict[Digest, bytes], max_size: int, min_free: int, tell: Tell = silent) -> None:
-        self._shelf = shelf
-        self._blobs = {digest: _Blob(content) for digest, content in shelf.items()}
-        self._reserved = 0
+    def __init__(
+        self, shelf: Shelf, max_size: int, min_free: int, tell: Tell = silent, policy: Policy = ANY,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self.shelf = shelf
+        self.clock = clock
         self._max_size = max_size
         self._min_free = min_free
         self._tell = tell
+        self._policy = policy
 
     async def start(self) -> None:
-        await self.make_room(0)
+        with contextlib.suppress(NoRoom):
+            await self._make_room(0)
 
-    async def open(self, digest: Digest) -> "MemoryBlob | None":
-        blob = self._blobs.pop(digest, None)
+    async def close(self) -> None:
+        for digest in [digest for digest, owner in self.shelf.claims.items() if owner is self]:
+            self.release(digest)
+
+    async def open(self, digest: Digest, user: User | None = None) -> "MemoryBlob | None":
+        blob = self.shelf.blobs.get(digest)
         if blob is None:
             return None
-        self._blobs[digest] = blob
-        self._shelf[digest] = self._shelf.pop(digest)
+        blob.used = self.clock()
+        if user is not None and (not blob.user.registry or self._policy.keeps(user.registry, user.repository)):
+            blob.user = user
         return MemoryBlob(blob)
 
-    async def begin(self, digest: Digest, size: int) -> "MemoryPartial":
-        if not await self.make_room(size):
-            raise NoRoom(f"no room for {size}")
-        self._reserved += size
-        return MemoryPartial(self, digest, size)
+    def claim(self, digest: Digest) -> bool:
+        if digest in self.shelf.claims:
+            return False
+        self.shelf.claims[digest] = self
+        return True
+
+    def release(self, digest: Digest) -> None:
+        if self.shelf.claims.get(digest) is self:
+            del self.shelf.claims[digest]
+
+    async def begin(self, digest: Digest, size: int, user: User | None = None) -> "MemoryPartial":
+        left = self.shelf.fills.pop(digest, None)
+        if left is not None:
+            left.map.state = FillState.DROPPED
+        await self._make_room(size)
+        fill = _Fill(bytearray(size), FillMap.format(bytearray(map_bytes(size)), size), user or _NOBODY)
+        self.shelf.fills[digest] = fill
+        return MemoryPartial(self, digest, fill)
+
+    async def attach(self, digest: Digest) -> "MemoryPartial | None":
+        fill = self.shelf.fills.get(digest)
+        return None if fill is None else MemoryPartial(self, digest, fill)
 
     async def remove(self, digest: Digest, reason: str) -> bool:
-        if digest not in self._blobs or self._blobs[digest].readers:
+        if digest not in self.shelf.blobs or self.shelf.blobs[digest].readers:
             return False
-        del self._blobs[digest], self._shelf[digest]
+        del self.shelf.blobs[digest]
         self._tell(BlobEvicted(reason))
         return True
 
     def holds(self, digest: Digest) -> bool:
-        return digest in self._blobs
+        return digest in self.shelf.blobs
 
-    def usage(self) -> Usage:
-        return Usage(sum(len(blob.content) for blob in self._blobs.values()) + self._reserved, len(self._blobs))
+    async def usage(self) -> Usage:
+        stored = sum(len(blob.content) for blob in self.shelf.blobs.values())
+        return Usage(stored + sum(len(fill.data) for fill in self.shelf.fills.values()), len(self.shelf.blobs))
 
-    async def make_room(self, need: int) -> bool:
-        found = [Candidate(digest, len(blob.content), blob.readers > 0) for digest, blob in self._blobs.items()]
-        room = Room(self._max_size, self.usage().bytes, self._min_free, shutil.disk_usage("/").free)
-        victims = choose_victims(found, need, room)
-        for digest, reason in victims or ():
+    async def _make_room(self, need: int) -> None:
+        room = Room(self._max_size, (await self.usage()).bytes, self._min_free, shutil.disk_usage("/").free)
+        left: list[Digest] = []
+        for digest, fill in self.shelf.fills.items():
+            if need <= self._max_size and room.lacks(need) > 0 and not fill.open and digest not in self.shelf.claims:
+                left.append(digest)
+                room = room.without(len(fill.data))
+        oldest = sorted(self.shelf.blobs.items(), key=lambda entry: entry[1].used)
+        found = [
+            Candidate(digest, len(blob.content), blob.readers > 0, blob.used, blob.used - blob.stored >= AGAIN_AFTER,
+                      blob.user.registry, blob.user.repository, blob.user.cluster)
+            for digest, blob in oldest
+        ]  # fmt: skip
+        victims = choose_victims(found, need, room, self._policy)
+        if victims is None:
+            raise NoRoom(f"no room for {need}")
+        for digest in left:
+            del self.shelf.fills[digest]
+            self._tell(BlobEvicted("size"))
+        for digest, reason in victims:
             await self.remove(digest, reason)
-        return victims is not None
-
-    def settle(self, size: int) -> None:
-        self._reserved -= size
-
-    def keep(self, digest: Digest, content: bytes) -> None:
-        self._blobs.pop(digest, None)
-        self._shelf.pop(digest, None)
-        self._blobs[digest] = _Blob(content)
-        self._shelf[digest] = content
 
 
 class MemoryBlob:
@@ -125,24 +182,36 @@ class MemoryBlob:
 class MemoryPartial:
     """A `PartialBlob`."""
 
-    def __init__(self, store: MemoryBlobs, digest: Digest, size: int) -> None:
-        self._buffer = io.BytesIO(bytes(size))
-        self.file: BinaryIO = self._buffer
+    def __init__(self, store: MemoryBlobs, digest: Digest, fill: _Fill) -> None:
+        self.size = fill.map.size
+        self.map = fill.map
         self._store = store
         self._digest = digest
-        self._size = size
-        self._pending = True
+        self._fill = fill
+        self._open = True
+        fill.open += 1
 
-    def write(self, offset: int, data: bytes) -> None:
-        self._buffer.seek(offset)
-        self._buffer.write(data)
+    @property
+    def file(self) -> BinaryIO:
+        return io.BytesIO(self._fill.data)
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        self._fill.data[offset : offset + len(data)] = data
 
     async def publish(self) -> None:
-        self._store.settle(self._size)
-        self._store.keep(self._digest, self._buffer.getvalue())
-        self._pending = False
+        shelf, now = self._store.shelf, self._store.clock()
+        del shelf.fills[self._digest]
+        self.map.state = FillState.VERIFIED
+        blob = _Blob(bytes(self._fill.data), now, now, self._fill.user)
+        # Readers of an earlier one go on with theirs.
+        shelf.blobs[self._digest] = blob
 
     async def discard(self) -> None:
-        if self._pending:
-            self._pending = False
-            self._store.settle(self._size)
+        if self._store.shelf.fills.get(self._digest) is self._fill:
+            del self._store.shelf.fills[self._digest]
+            self.map.state = FillState.DROPPED
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._fill.open -= 1

@@ -1,33 +1,53 @@
 """What is particular to blobs on disk: names, modes, foreign files, damage, cancellation."""
 
 import asyncio
+import errno
 import os
 import shutil
 import stat
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
 from proxy.oci.digest import Digest
+from proxy.storage import files
 from proxy.storage.base import NoRoom, StorageError, Usage
 from proxy.storage.directory import CacheDirectory, open_directory
 from proxy.storage.disk import DiskBlobs
 from tests.conformance.test_blob_stores import add, content, stored, write
 
+STARTED: list[DiskBlobs] = []
+
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Iterator[CacheDirectory]:
-    opened = open_directory(tmp_path / "cache")
+async def directory(tmp_path: Path) -> AsyncIterator[CacheDirectory]:
+    opened = await asyncio.to_thread(open_directory, tmp_path / "cache")
     yield opened
+    while STARTED:
+        await STARTED.pop().close()
     opened.close()
 
 
-async def started(directory: CacheDirectory, max_size: int = 1000) -> DiskBlobs:
-    store = DiskBlobs(directory, max_size, 0)
-    await store.start()
+async def started(directory: CacheDirectory, max_size: int = 1000, recover: bool = True, **more: Any) -> DiskBlobs:
+    store = DiskBlobs(directory, max_size, 0, **more)
+    STARTED.append(store)
+    await store.start(recover)
     return store
+
+
+async def restarted(directory: CacheDirectory, max_size: int = 1000) -> DiskBlobs:
+    """After the index was lost, so that only the files are there."""
+    await STARTED.pop().close()
+    for file in directory.path.glob("index.db*"):
+        file.unlink()
+    return await started(directory, max_size)
+
+
+def fills(directory: CacheDirectory) -> list[str]:
+    return sorted(file.name for file in directory.fills.iterdir() if file.name != "claims")
 
 
 def place(directory: CacheDirectory, digest: Digest) -> Path:
@@ -45,7 +65,7 @@ async def test_a_finished_blob_is_a_read_only_file_named_by_its_digest(directory
     assert file.read_bytes() == b"hello"
     assert stat.S_IMODE(file.stat().st_mode) == 0o400
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert list(directory.fills.iterdir()) == []
+    assert fills(directory) == []
 
 
 async def test_a_fill_is_the_blobs_full_size_from_the_beginning(directory: CacheDirectory) -> None:
@@ -53,42 +73,60 @@ async def test_a_fill_is_the_blobs_full_size_from_the_beginning(directory: Cache
     store = await started(directory)
     digest = Digest.of(b"x")
     partial = await store.begin(digest, 500)
-    (fill,) = directory.fills.iterdir()
-    assert fill.stat().st_size == 500
-    assert fill.stat().st_blocks > 0
-    inode = fill.stat().st_ino
+    assert fills(directory) == [f"sha256-{digest.hex}", f"sha256-{digest.hex}.map"]
+    status = (directory.fills / f"sha256-{digest.hex}").stat()
+    assert status.st_size == 500
+    assert status.st_blocks > 0
     assert not place(directory, digest).exists()
     await partial.publish()
-    assert place(directory, digest).stat().st_ino == inode
-    await partial.discard()
+    assert place(directory, digest).stat().st_ino == status.st_ino
+    assert fills(directory) == []
+    partial.close()
 
 
-async def test_a_start_clears_fills_and_leaves_foreign_files_alone(directory: CacheDirectory) -> None:
-    """What is not named as a blob is not ours: neither counted, nor served, nor removed."""
+async def test_where_room_cannot_be_taken_the_index_alone_counts_it(
+    directory: CacheDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems have no fallocate."""
+    store = await started(directory)
+
+    def unknown(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    partial = await store.begin(Digest.of(b"x"), 500)
+    assert os.fstat(partial.file.fileno()).st_size == 500
+    assert await store.usage() == Usage(500, 0)
+    partial.close()
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_foreign_files_are_left_alone(directory: CacheDirectory, lost: bool) -> None:
+    """What is not named as a blob or a fill is not ours: neither counted, nor served, nor removed."""
     store = await started(directory)
     digest = await add(store, b"mine")
     folder = place(directory, digest).parent
     foreign = [
         directory.path / "README", directory.blobs / "README", directory.blobs / "sha256" / "README", folder / "README",
         folder / f"{digest.hex}.bak", folder / digest.hex.upper().replace("0", "A"), folder / ".hidden",
+        directory.fills / "leftover", directory.fills / f"md5-{digest.hex}", directory.fills / f"{digest.hex}.map",
     ]  # fmt: skip
     for file in foreign:
         file.write_text("theirs")
-    (directory.fills / "leftover").write_bytes(b"x" * 100)
-    store = await started(directory, max_size=2)
-    assert store.usage() == Usage(0, 0)
+    store = await restarted(directory, 2) if lost else await started(directory, 2)
+    await store.sweep(time.time() + 1e6)
+    assert await store.usage() == Usage(0, 0)
     assert [file.read_text() for file in foreign] == ["theirs"] * len(foreign)
-    assert list(directory.fills.iterdir()) == []
     assert not place(directory, digest).exists()
 
 
 async def test_last_use_survives_a_restart(directory: CacheDirectory) -> None:
-    """It is the file's modification time: the oldest goes first."""
+    """Also where the index was lost: it is the file's modification time, and the oldest goes first."""
     store = await started(directory)
     digests = [await add(store, content(number, 10)) for number in range(3)]
     for digest, used in zip(digests, (2000, 1000, 3000), strict=True):
         os.utime(place(directory, digest), (used, used))
-    store = await started(directory, max_size=20)
+    store = await restarted(directory, 20)
     assert [store.holds(digest) for digest in digests] == [True, False, True]
 
 
@@ -116,7 +154,7 @@ async def test_a_file_that_somebody_took_away_or_changed_is_absent(directory: Ca
         file.write_bytes(b"hell" if damage == "truncated" else b"hello!")
     assert await store.open(digest) is None
     assert not store.holds(digest)
-    assert store.usage() == Usage(0, 0)
+    assert await store.usage() == Usage(0, 0)
     assert await stored(store, await add(store, b"hello")) == b"hello"
 
 
@@ -140,37 +178,38 @@ async def test_an_io_error_is_a_storage_error(directory: CacheDirectory, monkeyp
     with pytest.raises(StorageError, match="No space left"):
         await store.begin(Digest.of(b"x"), 10)
     monkeypatch.undo()
-    assert (store.usage(), descriptors(), list(directory.fills.iterdir())) == (Usage(0, 0), before, [])
+    assert (await store.usage(), descriptors(), fills(directory)) == (Usage(0, 0), before, [])
     partial = await store.begin(Digest.of(b"x"), 10)
     monkeypatch.setattr(os, "fdatasync", full)
     with pytest.raises(StorageError, match="cannot be stored"):
         await partial.publish()
     await partial.discard()
-    assert (store.usage(), descriptors(), list(directory.fills.iterdir())) == (Usage(0, 0), before, [])
+    partial.close()
+    assert (await store.usage(), descriptors(), fills(directory)) == (Usage(0, 0), before, [])
 
 
 async def test_who_is_cancelled_leaves_no_file_open(directory: CacheDirectory) -> None:
-    """At any step of opening and beginning; what was reserved is given back."""
-    store = await started(directory)
+    """At any step of opening, beginning and attaching; a fill that was begun can be gone on with."""
+    store, other = await started(directory), Digest.of(b"other")
     digest = await add(store, b"hello")
     before = descriptors()
     for turns in range(8):
-        waits: tuple[Coroutine[Any, Any, Any], ...] = (store.open(digest), store.begin(Digest.of(b"other"), 100))
+        waits: tuple[Coroutine[Any, Any, Any], ...] = (
+            store.open(digest), store.begin(other, 100), store.attach(other),
+        )  # fmt: skip
         for waiting in waits:
             task: asyncio.Task[Any] = asyncio.create_task(waiting)
             for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
-            if task.cancelled():
-                continue
-            result = task.result()
-            await result.discard() if hasattr(result, "discard") else result.close()
+            if not task.cancelled() and task.result() is not None:
+                task.result().close()
     # The threads that were left behind end in their own time.
     async with asyncio.timeout(5):
         while descriptors() != before:
             await asyncio.sleep(0)
-    assert store.usage() == Usage(5, 1)
+    assert await store.usage() == Usage(105, 1)
     assert await store.remove(digest, "age")
 
 
@@ -187,28 +226,24 @@ async def test_a_blob_being_read_stays_readable_when_its_file_is_taken_away(dire
 async def test_room_is_there_even_if_a_victim_finds_a_reader_meanwhile(
     directory: CacheDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Evicting waits for the disk; whoever opens the next victim meanwhile must not make the cache grow too large."""
+    """Whoever opens the next victim while the first one goes must not make the cache grow too large."""
     store = await started(directory, max_size=10)
-    first, second = await add(store, b"aaaaa"), await add(store, b"bbbbb")
-    opened: list[Any] = []
-    to_thread = asyncio.to_thread
+    await add(store, b"aaaaa")
+    second = place(directory, await add(store, b"bbbbb"))
+    remove = files.remove_unread
+    readers: list[BinaryIO] = []
 
-    async def meanwhile(call: Any, *arguments: Any, **more: Any) -> Any:
-        result = await to_thread(call, *arguments, **more)
-        if getattr(call, "__name__", "") == "unlink" and not opened:
-            opened.append(await store.open(second))
-        return result
+    def meanwhile(file: Path) -> bool:
+        if not readers:
+            readers.append(files.open_blob(second, None, None))
+        return remove(file)
 
-    monkeypatch.setattr(asyncio, "to_thread", meanwhile)
-    try:
-        partial = await store.begin(Digest.of(b"c" * 10), 10)
-        await partial.discard()
-        assert store.usage().bytes <= 10
-        raise AssertionError(f"room for 10 beside {opened}, {first} gone")
-    except NoRoom:
-        pass
-    finally:
-        opened[0].close()
+    monkeypatch.setattr(files, "remove_unread", meanwhile)
+    with pytest.raises(NoRoom):
+        await store.begin(Digest.of(b"c" * 10), 10)
+    assert (await store.usage()).bytes == 5
+    assert readers[0].read() == b"bbbbb"
+    readers[0].close()
 
 
 @pytest.mark.parametrize("foreign", ["folder in fills", "folder as blob", "dangling link as blob"])
@@ -226,6 +261,9 @@ async def test_foreign_folders_and_links_stop_nothing(directory: CacheDirectory,
     partial = await store.begin(Digest.of(b"y"), 10)
     await write(partial, 0, b"y" * 10)
     await partial.discard()
+    partial.close()
+    assert await store.open(digest) is None
+    assert not await store.remove(digest, "age")
 
 
 async def test_a_directory_that_is_gone_is_a_storage_error(directory: CacheDirectory) -> None:

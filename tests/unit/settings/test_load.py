@@ -331,3 +331,30 @@ def test_unknown_keys_with_names_of_types_keep_their_path(load: Load) -> None:
 def test_what_could_never_be_dialled_is_a_mistake(load: Load, upstream: str) -> None:
     """Blanks and empty labels in a host, a port that is none; a timeout of 0, which aiohttp reads as none at all."""
     mistakes(load, f"upstreams: {{a.test: {{{upstream}}}}}")
+
+
+def test_shares_and_what_is_kept(load: Load) -> None:
+    """Percent become parts; up to all of the cache may be guaranteed."""
+    settings = load(
+        "cache: {keep: ['docker.io/library/base*']}\n"
+        "upstreams: {a.test: {url: 'https://a.test', cache_share: 30%},"
+        "            b.test: {url: 'https://b.test', cache_share: 70%}}\n"
+        "clusters: [{name: a, match: {hosts: [h]}, cache_share: 12.5%}, {name: b}]\n"
+    )
+    assert settings.cache.keep == ("docker.io/library/base*",)
+    assert [upstream.cache_share for upstream in settings.upstreams.values()] == [0.3, 0.7]
+    assert [cluster.cache_share for cluster in settings.clusters] == [0.125, 0.0]
+
+
+def test_more_than_all_cannot_be_guaranteed(load: Load) -> None:
+    """Registries among themselves, clusters among themselves; where the sum goes over it is said."""
+    found = mistakes(
+        load,
+        "cache: {keep: ['']}\n"
+        "upstreams: {a.test: {url: 'https://a.test', cache_share: 60%},"
+        "            b.test: {url: 'https://b.test', cache_share: 41%}}\n"
+        "clusters: [{name: a, match: {hosts: [h]}, cache_share: 100%}, {name: b, cache_share: 1%, login: x}]\n",
+    )
+    assert found['upstreams."b.test".cache_share'] == "the shares of all registries are more than 100%"
+    assert found["clusters[1].cache_share"] == "the shares of all clusters are more than 100%"
+    assert "cache.keep[0]" in found

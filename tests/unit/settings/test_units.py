@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.settings.units import Address, parse_address, parse_duration, parse_size
+from proxy.settings.units import Address, parse_address, parse_duration, parse_percent, parse_size
 
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
@@ -105,3 +105,18 @@ def test_an_address_that_cannot_be_bound_is_a_mistake(value: str) -> None:
 def test_one_ipv6_address_in_two_spellings_is_one_address() -> None:
     """`[::1]` is `[0:0:0:0:0:0:0:1]`: a cluster's `listeners` would silently never match."""
     assert parse_address("[::1]:5000") == parse_address("[0:0:0:0:0:0:0:1]:5000")
+
+
+@given(st.integers(0, 100))
+def test_a_percentage_is_its_hundredth(number: int) -> None:
+    """Blanks do not count; fractions are fine, and a bare zero."""
+    assert parse_percent(f" {number} % ") == number / 100
+    assert parse_percent("12.5%") == 0.125
+    assert [parse_percent(0), parse_percent("0")] == [0, 0]
+
+
+@pytest.mark.parametrize("value", ["", "30", 30, 0.3, "101%", "-1%", "%", "30 percent", None, True, False, [], b"30%"])
+def test_what_is_no_percentage(value: object) -> None:
+    """Without its sign nobody could tell 0.3 of all from 0.3 percent."""
+    with pytest.raises(ValueError, match="not a percentage"):
+        parse_percent(value)

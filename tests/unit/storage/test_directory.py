@@ -53,7 +53,7 @@ def test_a_second_instance_is_refused_until_the_first_has_closed(tmp_path: Path)
     open_directory(tmp_path).close()
 
 
-@pytest.mark.parametrize("found", ["2", "0", "", "1.1", "x" * 1000])
+@pytest.mark.parametrize("found", ["3", "0", "", "1.1", "x" * 1000])
 def test_another_format_is_refused_and_left_alone(tmp_path: Path, found: str) -> None:
     """Never guessed at, and the lock is not kept."""
     (tmp_path / "format").write_text(found)
@@ -93,3 +93,41 @@ def test_what_exists_already_is_closed_to_others(tmp_path: Path, name: str) -> N
     (tmp_path / name).chmod(0o777)
     open_directory(tmp_path).close()
     assert mode(tmp_path / name) & 0o077 == 0
+
+
+def test_the_first_formats_blobs_stay_good(tmp_path: Path) -> None:
+    """Its fills go: no restart ever went on with them. What is not one of them is left alone."""
+    for folder in ("blobs/sha256/aa", "fills/lost+found", "metadata"):
+        (tmp_path / folder).mkdir(parents=True)
+    blob = tmp_path / "blobs" / "sha256" / "aa" / ("a" * 64)
+    fill = tmp_path / "fills" / f"{'b' * 64}.{'0' * 32}"
+    theirs = tmp_path / "fills" / "notes.txt"
+    for file in (blob, fill, theirs):
+        file.write_text("x")
+    (tmp_path / "format").write_text("1\n")
+    open_directory(tmp_path).close()
+    assert (tmp_path / "format").read_text() == FORMAT == "2"
+    assert [file.exists() for file in (blob, fill, theirs)] == [True, False, True]
+
+
+def test_workers_share_what_one_process_has_locked(tmp_path: Path) -> None:
+    """The same key, no lock of their own: closing theirs leaves it locked."""
+    first = open_directory(tmp_path)
+    worker = open_directory(tmp_path, lock=False)
+    assert (worker.key, worker.path) == (first.key, first.path)
+    worker.close()
+    with pytest.raises(StorageError, match="in use"):
+        open_directory(tmp_path)
+    first.close()
+
+
+@pytest.mark.parametrize("found", [None, "1", "3"])
+def test_a_worker_makes_and_changes_nothing(tmp_path: Path, found: str | None) -> None:
+    """It comes after the one that locks the directory; without that there is nothing to share."""
+    if found is not None:
+        open_directory(tmp_path).close()
+        (tmp_path / "format").write_text(found)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(StorageError):
+        open_directory(tmp_path, lock=False)
+    assert sorted(tmp_path.iterdir()) == before

@@ -1,0 +1,331 @@
+"""The bytes of one fill on their way from the upstream into its file, by as many ranges as are worth it.
+
+Invariants:
+- What has arrived is never asked for again while the upstream honours ranges; each range is bounded, and they do not
+  overlap. Bytes are in the file before the map says so.
+- A range that fails is gone on with at its missing byte: at once after progress, then with back-off; without any
+  progress of any range the download ends after a few tries. Everything that arrived stays.
+- An upstream that ignores ranges is read by one stream from its start; one that refuses several at a time gets fewer.
+- Every range is a task owned by `run`, which has awaited all of them when it returns or raises.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, TypeVar
+
+from proxy.cache.ask import Ask
+from proxy.cache.plan import FIRST_RANGE, Next, Pace, Running, next_range
+from proxy.oci.digest import Digest
+from proxy.oci.ranges import parse_content_range
+from proxy.storage.base import PartialBlob
+from proxy.storage.fillmap import BLOCK
+from proxy.telemetry.events import FillResumed, Tell
+from proxy.upstream.client import Reply
+from proxy.upstream.errors import RangeRefused, UpstreamError, UpstreamFailure, UpstreamInvalid, UpstreamRefused
+from proxy.upstream.slots import Slots
+
+T = TypeVar("T")
+
+# Tries in a row that bring nothing.
+_TRIES = 6
+_FIRST_PAUSE = 0.25
+_LONGEST_PAUSE = 8.0
+# How often it is looked at who waits, in seconds: a range can slow down while a reader counts on it.
+_LOOK = 0.1
+
+# Asks for a range, or for all (None), with somebody's rights, at an address where one is known.
+Request = Callable[[Ask, tuple[int, int] | None, str | None], AbstractAsyncContextManager[Reply]]
+
+
+class Uncacheable(Exception):
+    """This blob cannot go through the cache now (no length, no room, storage trouble): stream it past the cache."""
+
+
+class Filling(Protocol):
+    """Whom a download works for."""
+
+    def rights(self, refused: set[object]) -> Ask | None:
+        """Somebody who waits or reads and whose rights are not among `refused`."""
+        ...
+
+    def waiting(self) -> Iterable[int]:
+        """The positions that readers wait for, who waits longest first."""
+        ...
+
+    async def found(self, ask: Ask, media_type: str, size: int) -> PartialBlob:
+        """The upstream has answered `ask`: the blob is there and has `size` bytes. Gives the file for them."""
+        ...
+
+    def advanced(self, count: int) -> None:
+        """`count` more bytes are in the map."""
+        ...
+
+
+class _NoRanges(Exception):
+    """The upstream cannot be asked for ranges: it sends all of the blob, or others than were asked for."""
+
+
+class _Stream(Running):
+    """A range and the task that brings it."""
+
+    def __init__(self, span: tuple[int, int], whole: bool, address: str | None, now: float) -> None:
+        super().__init__(*span)
+        # None: the upstream is asked for all of the blob.
+        self.span = None if whole else span
+        self.address = address
+        self.received = 0
+        self._begun = now
+        self.task: asyncio.Task[None] | None = None
+
+    def measure(self, now: float) -> float:
+        """Bring `age` and `rate` up to date."""
+        self.age = now - self._begun
+        self.rate = self.received / max(self.age, 0.001)
+        return self.rate
+
+
+class Download:
+    """All that is missing of one blob. `run` is called once."""
+
+    def __init__(
+        self, digest: Digest, filling: Filling, request: Request, slots: Slots, parallel: int, tell: Tell
+    ) -> None:
+        self._digest = digest
+        self._filling = filling
+        self._request = request
+        self._slots = slots
+        self._parallel = parallel
+        self._tell = tell
+        self._partial: PartialBlob | None = None
+        self._confirmed = False
+        self._ranges = True
+        self._address: str | None = None
+        self._refused: set[object] = set()
+        self._streams: list[_Stream] = []
+        self._rate = 0.0
+        self._failures = 0
+        self._not_before = 0.0
+        self.look = asyncio.Event()
+
+    async def run(self, partial: PartialBlob | None, start: int) -> None:
+        """Bring what is missing of `partial`, beginning at `start`; without one the first answer says how much it is.
+
+        `look` is set by whoever has a new reader that waits. Raises UpstreamError, Uncacheable, StorageError, OSError.
+        """
+        self._partial = partial
+        try:
+            self._start(self._first(start))
+            while self._streams or not self._complete():
+                await self._wait()
+                for stream in [one for one in self._streams if one.task is not None and one.task.done()]:
+                    self._ended(stream)
+                self._plan()
+        finally:
+            tasks = [stream.task for stream in self._streams if stream.task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._streams.clear()
+
+    def _complete(self) -> bool:
+        return self._confirmed and self._partial is not None and self._partial.map.gap(0) is None
+
+    # What is asked for.
+
+    def _first(self, start: int) -> tuple[int, int]:
+        """The range that is asked for before anything is known, or before the upstream was heard of again."""
+        if self._partial is None:
+            start -= start % BLOCK
+            return start, start + FIRST_RANGE
+        pace = Pace(0.0, 1)
+        found = next_range(self._partial.map, (), [start], pace)
+        assert found is not None  # noqa: S101 - whoever has a complete one does not call
+        return found.start, found.stop
+
+    def _plan(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._confirmed or self._partial is None or loop.time() < self._not_before:
+            return
+        if not self._ranges:
+            if not self._streams and not self._complete():
+                self._start((0, self._partial.size))
+            return
+        for stream in self._streams:
+            stream.measure(loop.time())
+        while (found := self._next()) is not None:
+            if found.shorten is not None:
+                found.shorten.stop = found.start
+            self._start((found.start, found.stop))
+
+    def _next(self) -> Next | None:
+        assert self._partial is not None  # noqa: S101 - `_plan` has looked
+        found = next_range(self._partial.map, self._streams, self._filling.waiting(), Pace(self._rate, self._parallel))
+        # A further range nobody waits for takes no other fill's turn.
+        if found is not None and not found.reader and self._streams and not self._slots.idle:
+            return None
+        return found
+
+    def _start(self, span: tuple[int, int]) -> None:
+        loop = asyncio.get_running_loop()
+        stream = _Stream(span, not self._ranges, self._address, loop.time())
+        ask = self._filling.rights(self._refused)
+        if ask is None:
+            raise UpstreamFailure("5xx", f"nobody is left who may read {self._digest}")
+        stream.task = loop.create_task(self._bring(stream, ask), name=f"range {span[0]}-{span[1]} of {self._digest}")
+        stream.task.add_done_callback(lambda _: self.look.set())
+        self._streams.append(stream)
+
+    async def _wait(self) -> None:
+        """Until a range has ended, a reader waits somewhere new, or it is time to look again."""
+        pause = max(self._not_before - asyncio.get_running_loop().time(), 0.0) or _LOOK
+        try:
+            async with asyncio.timeout(min(pause, _LOOK) if self._streams else pause):
+                await self.look.wait()
+        except TimeoutError:
+            pass
+        self.look.clear()
+
+    # What becomes of it.
+
+    def _ended(self, stream: _Stream) -> None:
+        assert stream.task is not None  # noqa: S101 - it was done
+        self._streams.remove(stream)
+        rate = stream.measure(asyncio.get_running_loop().time())
+        error = stream.task.exception()
+        if error is None:
+            self._rate, self._failures = rate, 0
+        elif isinstance(error, _NoRanges):
+            # The others go on to their ends; then one stream brings the rest.
+            self._ranges = False
+            if not self._confirmed:
+                self._start((0, FIRST_RANGE))
+        elif isinstance(error, UpstreamError) and self._confirmed:
+            self._failed(stream, error)
+        else:
+            raise error
+
+    def _failed(self, stream: _Stream, error: UpstreamError) -> None:
+        """Decide how to go on after a failure in the middle. Raises what ends the download."""
+        self._tell(FillResumed())
+        if stream.address is not None:
+            # A signed address may be over: that is asked for afresh first, and is nobody's failure.
+            self._address = None if self._address == stream.address else self._address
+            return
+        if isinstance(error, UpstreamRefused) and self._filling.rights(self._refused) is not None:
+            return
+        if not isinstance(error, UpstreamFailure):
+            raise error
+        self._failures = 0 if stream.received else self._failures + 1
+        pause = _FIRST_PAUSE * 2.0 ** (self._failures - 1) if self._failures else 0.0
+        pause = max(pause, error.retry_after or 0.0)
+        if self._streams:
+            # Others still bring bytes: this one may have been one too many.
+            self._parallel = max(1, min(self._parallel, len(self._streams)))
+        elif self._failures > _TRIES or pause > _LONGEST_PAUSE:
+            raise error
+        self._not_before = asyncio.get_running_loop().time() + min(pause, _LONGEST_PAUSE)
+
+    # One range.
+
+    async def _bring(self, stream: _Stream, ask: Ask) -> None:
+        span = stream.span
+        try:
+            async with self._slots.slot(), self._request(ask, span, stream.address) as reply:
+                position = await self._accept(stream, ask, reply)
+                self._address = reply.address
+                await self._receive(stream, position, reply)
+        except UpstreamRefused:
+            self._refused.add(ask.rights)
+            raise
+        except RangeRefused as error:
+            if self._confirmed or span is None:
+                raise
+            _, _, size = parse_content_range(error.content_range) or (0, 0, None)
+            if size is None or span[0] < size:
+                raise _NoRanges from error
+            # Nothing is there from its start on: that much is known, and how long the blob is.
+            stream.stop = stream.position
+            await self._found(ask, "", size)
+            self._confirmed = True
+
+    async def _accept(self, stream: _Stream, ask: Ask, reply: Reply) -> int:
+        """Take the head of an answer to the range of `stream`; gives where its body begins. Raises UpstreamInvalid."""
+        registry = ask.repository.registry
+        position = 0
+        if reply.content_length is None:
+            if stream.span is not None and reply.status == 206:
+                raise _NoRanges
+            raise self._useless(f"{registry} does not say how long {self._digest} is")
+        if reply.status == 206:
+            span = parse_content_range(reply.headers.get("Content-Range"))
+            if span is None or span[0] != stream.position or span[1] - span[0] != reply.content_length:
+                if stream.span is None:
+                    raise UpstreamInvalid(f"{registry} answered with another range than it was asked for")
+                raise _NoRanges
+            position, stop, size = span
+            stream.stop = min(stream.stop, stop)
+            if size is None:
+                raise _NoRanges
+        elif len(self._streams) > 1:
+            raise _NoRanges
+        else:
+            size = reply.content_length
+            self._ranges = self._ranges and size <= stream.stop and stream.position == 0
+            stream.position, stream.stop = 0, size
+        await self._found(ask, reply.headers.get("Content-Type", ""), size)
+        self._confirmed = True
+        self.look.set()
+        return position
+
+    def _useless(self, reason: str) -> Exception:
+        return UpstreamInvalid(reason) if self._confirmed else Uncacheable(reason)
+
+    async def _found(self, ask: Ask, media_type: str, size: int) -> None:
+        if self._confirmed:
+            if self._partial is None or size != self._partial.size:
+                raise UpstreamInvalid(f"{ask.repository.registry} changed the length of {self._digest}")
+            return
+        self._partial = await self._filling.found(ask, media_type, size)
+
+    async def _receive(self, stream: _Stream, position: int, reply: Reply) -> None:
+        """Write the body, which begins at `position`, up to the end of the range or of the bytes that are wanted."""
+        async for piece in reply.pieces():
+            view = memoryview(piece)
+            while view and position < stream.stop:
+                count = await self._keep(position, view[: stream.stop - position])
+                view, position = view[count:], position + count
+                stream.received += count
+                stream.position = position
+            if position >= stream.stop:
+                return
+        if not stream.received:
+            raise UpstreamFailure("5xx", "the upstream's answer was empty")
+
+    async def _keep(self, position: int, data: memoryview) -> int:
+        """Write what is missing of `data`; gives how much of it is dealt with.
+
+        Only a stream that was sent more than was asked for meets bytes that are there.
+        """
+        partial = self._partial
+        assert partial is not None  # noqa: S101 - the head was accepted
+        there = partial.map.readable(position, len(data)) - position
+        if there > 0:
+            return min(there, len(data))
+        gap = partial.map.gap(position)
+        if gap is not None:
+            data = data[: gap[1] - position]
+        await finished_in_thread(partial.write, position, data)
+        partial.map.record(position, len(data))
+        self._filling.advanced(len(data))
+        return len(data)
+
+
+async def finished_in_thread(call: Callable[..., T], *arguments: object) -> T:
+    """Run `call` in a thread; who is cancelled still waits for its end, since the file is closed then."""
+    task = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

@@ -1,0 +1,133 @@
+"""The readers of one fill: whose rights they have, and where they wait.
+
+Invariants:
+- A reader that waits is woken when the byte at its position may be sent, or never will be; nobody else is woken.
+- Wakes are at least a few hundred kilobytes or some milliseconds apart, however small the packets are.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import BinaryIO, Protocol
+
+from proxy.cache.ask import Ask
+
+_WAKE_BYTES = 256 * 1024
+_WAKE_SECONDS = 0.02
+
+
+class Served(Protocol):
+    """What readers are served from."""
+
+    @property
+    def size(self) -> int:
+        """The whole blob's size in bytes, once it is confirmed."""
+        ...
+
+    @property
+    def file(self) -> BinaryIO:
+        """Where its bytes are, once it is confirmed."""
+        ...
+
+    async def confirmed(self) -> None:
+        """Wait until the blob is known to be there. Raises Uncacheable or UpstreamError."""
+        ...
+
+    async def readable(self, position: int, from_start: bool) -> int:
+        """Wait until the byte at `position` may be sent; gives the end of what may be sent from there on.
+
+        Raises Uncacheable or UpstreamError where it never may.
+        """
+        ...
+
+    async def left(self, reader: object) -> None:
+        """`reader` is done."""
+        ...
+
+
+class Readers:
+    """See above. `sendable` gives the end of what may be sent from a position on, the position itself if nothing."""
+
+    def __init__(self, sendable: Callable[[int, bool], int]) -> None:
+        self._sendable = sendable
+        self._asks: dict[object, Ask] = {}
+        self._waits: dict[asyncio.Future[None], tuple[int, bool]] = {}
+        self._unwoken = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._asks)
+
+    @property
+    def asks(self) -> list[Ask]:
+        """Whose rights there are."""
+        return list(self._asks.values())
+
+    @property
+    def positions(self) -> list[int]:
+        """Where readers wait, who waits longest first."""
+        return [position for position, _ in self._waits.values()]
+
+    def add(self, reader: object, ask: Ask) -> None:
+        """A reader has come."""
+        self._asks[reader] = ask
+
+    def drop(self, reader: object) -> None:
+        """It has left."""
+        self._asks.pop(reader, None)
+
+    async def wait(self, position: int, from_start: bool) -> None:
+        """Wait to be woken for `position`."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waits[turn] = position, from_start
+        try:
+            await turn
+        finally:
+            self._waits.pop(turn, None)
+
+    def advanced(self, count: int) -> None:
+        """`count` more bytes have arrived somewhere: wake those who wait for them, now or a moment later."""
+        self._unwoken += count
+        if self._unwoken >= _WAKE_BYTES:
+            self.wake()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_WAKE_SECONDS, self.wake)
+
+    def wake(self, everybody: bool = False) -> None:
+        """Wake those whose bytes are there, or everybody: what they wait for has changed."""
+        self._unwoken = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        ends: dict[tuple[int, bool], bool] = {}
+        for turn, place in self._waits.items():
+            if not everybody and place not in ends:
+                ends[place] = self._sendable(*place) > place[0]
+            if not turn.done() and (everybody or ends[place]):
+                turn.set_result(None)
+
+
+class FillReader:
+    """One body out of a fill; a `blobs.BlobSource` once it is `confirmed`."""
+
+    file: BinaryIO
+
+    def __init__(self, served: Served) -> None:
+        self.size = 0
+        self._served = served
+        self._open = True
+
+    async def confirmed(self) -> None:
+        """Wait until there is a size and a file. Raises Uncacheable or UpstreamError."""
+        await self._served.confirmed()
+        self.file = self._served.file
+        self.size = self._served.size
+
+    async def ready(self, position: int, from_start: bool) -> int:
+        """See `BlobSource.ready`. Raises UpstreamError or Uncacheable where the fill has failed."""
+        return await self._served.readable(position, from_start)
+
+    async def close(self) -> None:
+        """See `BlobSource.close`."""
+        if self._open:
+            self._open = False
+            await self._served.left(self)
