@@ -27,8 +27,10 @@ from proxy.server.handlers import Handlers
 from proxy.server.house import House, lifetimes_table
 from proxy.server.listener import Listener
 from proxy.settings import Settings
+from proxy.storage.base import StorageError, Usage
 from proxy.storage.directory import open_directory
 from proxy.storage.disk import DiskBlobs
+from proxy.storage.eviction import Policy
 from proxy.storage.metadata import DiskcacheMetadata
 from proxy.telemetry.events import Event, RequestFinished
 from proxy.telemetry.lag import watch_loop_lag
@@ -40,6 +42,8 @@ _log = logging.getLogger("pullthrough")
 
 
 _THREADS = 32
+# Seconds.
+_SWEEP_INTERVAL = 600.0
 
 
 class StartError(Exception):
@@ -56,6 +60,7 @@ class Application:
         self._stack = contextlib.AsyncExitStack()
         self._draining = False
         self._handlers: Handlers | None = None
+        self._store: DiskBlobs | None = None
         self.listeners: list[Listener] = []
         self.admin: Listener | None = None
 
@@ -91,9 +96,12 @@ class Application:
         settings, clock, tell = self._settings, self._clock, self._tell
         directory = await asyncio.to_thread(open_directory, settings.cache.directory)
         self._stack.callback(directory.close)
-        store = DiskBlobs(directory, settings.cache.max_size, settings.cache.min_free, tell)
+        store = DiskBlobs(directory, settings.cache.max_size, settings.cache.min_free, tell, policy=_policy(settings))
+        self._stack.push_async_callback(store.close)
         await store.start()
-        self._metrics.watch_cache(lambda: store.usage().bytes, lambda: store.usage().blobs)
+        self._store = store
+        sweeping = asyncio.create_task(_sweep(store), name="sweep")
+        self._stack.push_async_callback(_end, sweeping)
         metadata = DiskcacheMetadata(directory.metadata)
         self._stack.push_async_callback(metadata.close)
         await metadata.open()
@@ -123,7 +131,7 @@ class Application:
         return upstreams
 
     async def _listen(self, handlers: Handlers) -> None:
-        self.admin = Listener(self._settings.admin.address, Admin(self._metrics, self._not_ready).handle)
+        self.admin = Listener(self._settings.admin.address, Admin(self._metrics, self._not_ready, self._usage).handle)
         self._stack.push_async_callback(self.admin.close)
         await self.admin.start()
         for listen in self._settings.listen:
@@ -131,6 +139,14 @@ class Application:
             self._stack.push_async_callback(listener.close)
             await listener.start()
             self.listeners.append(listener)
+
+    async def _usage(self) -> Usage | None:
+        """What is stored; None where that cannot be told now."""
+        try:
+            return await self._store.usage() if self._store is not None else None
+        except StorageError as error:
+            _log.warning("%s", error)
+            return None
 
     def _not_ready(self) -> str | None:
         if self._draining:
@@ -177,6 +193,26 @@ async def _first(*waits: Coroutine[Any, Any, object]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         await _end(task)
+
+
+def _policy(settings: Settings) -> Policy:
+    """What eviction goes by."""
+    return Policy(
+        settings.cache.keep,
+        {name: upstream.cache_share for name, upstream in settings.upstreams.items()},
+        {cluster.name: cluster.cache_share for cluster in settings.clusters},
+    )
+
+
+async def _sweep(store: DiskBlobs) -> None:
+    """Remove what was left behind, now and then, until cancelled."""
+    while True:
+        try:
+            # Compared with the files' own times, so it is the system's clock.
+            await store.sweep(time.time())
+        except StorageError as error:
+            _log.warning("%s", error)
+        await asyncio.sleep(_SWEEP_INTERVAL)
 
 
 async def _end(task: asyncio.Task[Any]) -> None:

@@ -227,8 +227,13 @@ class Fill:
                 raise LeftBehindWrong(f"what an earlier run left of {self.digest} was wrong")
             raise self._wrong()
         self._verified()
-        await partial.publish()
-        self._stored = await self._means.store.open(self.digest, self._user)
+        try:
+            await partial.publish()
+            self._stored = await self._means.store.open(self.digest, self._user)
+        except StorageError as error:
+            # Every byte is here and right: only keeping it failed, which no reader needs to know.
+            _log.warning("blob %s is not kept: %s", self.digest, error)
+            await partial.discard()
 
     def _wrong(self) -> WrongDigest:
         self._means.tell(DigestMismatch(self.ask.repository.registry))
@@ -293,8 +298,6 @@ class Fill:
 
     def _fail(self, error: Exception) -> None:
         if self.verified:
-            # Every byte is here and right: only keeping it failed, which no reader needs to know.
-            _log.warning("blob %s is not kept: %s", self.digest, error)
             return
         self.error = error
         if not self._confirmed.done():

@@ -1,9 +1,10 @@
 """The admin listener: `/healthz` (alive), `/readyz` (can serve), `/metrics`."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from proxy.storage.base import Usage
 from proxy.telemetry.metrics import Metrics
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -12,8 +13,14 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Admin:
     """Answers the admin listener. `not_ready` says in one line why clients should go elsewhere, or None."""
 
-    def __init__(self, metrics: Metrics, not_ready: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        not_ready: Callable[[], str | None],
+        usage: Callable[[], Awaitable[Usage | None]],
+    ) -> None:
         self._metrics = metrics
+        self._usage = usage
         self._not_ready = not_ready
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -27,6 +34,8 @@ class Admin:
                 reason = self._not_ready()
                 return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=f"{reason}\n")
             case "/metrics":
+                if (usage := await self._usage()) is not None:
+                    self._metrics.set_cache(usage.bytes, usage.blobs)
                 return web.Response(body=self._metrics.render(), headers={"Content-Type": _METRICS_TYPE})
             case _:
                 return web.Response(status=404, text="not found\n")

@@ -1,7 +1,5 @@
 """Events → Prometheus metrics. Names, labels and their values are a contract (DESIGN, section 9)."""
 
-from collections.abc import Callable
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from proxy.telemetry import events
@@ -46,14 +44,14 @@ class Metrics:
         )
         self._evictions = self._counter("evictions", "Blobs removed from the cache.", "reason")
         self._remaining = self._gauge("upstream_ratelimit_remaining", "Pulls the upstream says are left.", "registry")
+        self._cache_bytes = self._gauge("cache_bytes", "Bytes of the blobs in the cache and of the room for fills.")
+        self._cache_blobs = self._gauge("cache_blobs", "Blobs in the cache.")
         self._lag = self._gauge("event_loop_lag_seconds", "How late the event loop was when it was last looked at.")
 
-    def watch_cache(self, count_bytes: Callable[[], float], count_blobs: Callable[[], float]) -> None:
-        """Let `cache_bytes` and `cache_blobs` be computed whenever the metrics are read."""
-        self._gauge("cache_bytes", "Bytes of the blobs in the cache and of the room reserved for fills.").set_function(
-            count_bytes
-        )
-        self._gauge("cache_blobs", "Blobs in the cache.").set_function(count_blobs)
+    def set_cache(self, stored: int, blobs: int) -> None:
+        """What the store holds: bytes, with the room reserved for fills, and finished blobs."""
+        self._cache_bytes.set(stored)
+        self._cache_blobs.set(blobs)
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -8,7 +8,8 @@ from tests.fakes.registry import FakeRegistry
 
 BLOB = random_bytes(1_500_000, 9)
 SIZE = len(BLOB)
-PATH = f"/v2/team/app/blobs/{digest_of(BLOB)}"
+DIGEST = digest_of(BLOB)
+PATH = f"/v2/team/app/blobs/{DIGEST}"
 
 
 @pytest.mark.parametrize("present", [False, True])
@@ -34,7 +35,8 @@ async def test_a_range_is_206(
     answer = await proxy.get(PATH, Range=header)
     assert (answer.status, answer.body) == (206, BLOB[start:stop])
     assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{SIZE}"
-    assert registry.count("GET", "/blobs/") == 1
+    await proxy.stored(1)
+    assert registry.record.times_sent(DIGEST) == [(0, SIZE, 1)]
 
 
 @pytest.mark.parametrize("header", ["bytes=1500000-", "bytes=9999999-", "bytes=-0"])

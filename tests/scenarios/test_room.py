@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from proxy.settings import Settings
-from proxy.storage.disk import DiskPartial
+from proxy.storage.partial import DiskPartial
 from tests.fakes.content import random_bytes
 from tests.fakes.proxy import running
 from tests.fakes.registry import FakeRegistry
@@ -63,7 +63,7 @@ async def test_a_disk_that_fails_at_the_start_is_passed_by(
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("proxy.storage.disk._allocate", full)
+    monkeypatch.setattr("proxy.storage.files._allocate", full)
     digest = registry.put("a", "application/octet-stream", BLOBS[0])
     async with running(settings()) as proxy:
         assert (await proxy.get(f"/v2/a/blobs/{digest}")).body == BLOBS[0]

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from proxy.cache.ask import Ask
-from proxy.cache.fill import Fill
+from proxy.cache.fill import Fill, Means
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal
@@ -15,7 +15,8 @@ from proxy.policy.freshness import lifetimes_of
 from proxy.settings import ManifestSettings
 from proxy.telemetry.events import silent
 from proxy.upstream.client import Reply
-from tests.conformance.memory import MemoryBlobs
+from proxy.upstream.slots import Slots
+from tests.conformance.memory import MemoryBlobs, Shelf
 
 ASK = Ask(Repository("reg.test", "a"), Principal("anonymous", "anonymous"), lifetimes_of(ManifestSettings()))
 
@@ -25,16 +26,17 @@ async def test_nobody_waits_for_a_fill_that_has_ended(error: Exception) -> None:
     """Whatever ends it, readers are told: a client must never hang on a task that is gone."""
 
     @asynccontextmanager
-    async def request() -> AsyncIterator[Reply]:
+    async def request(*_: object) -> AsyncIterator[Reply]:
         raise error
         yield
 
     async def nothing(*_: object) -> None:
         return None
 
-    fill = Fill(Digest.of(b"x"), ASK, MemoryBlobs({}, 100, 0), silent)
-    reader = fill.join()
-    await asyncio.gather(fill.run(request(), nothing, nothing), return_exceptions=True)
+    means = Means(MemoryBlobs(Shelf(), 100, 0), Slots(1), 1, request, nothing, nothing, silent)
+    fill = Fill(Digest.of(b"x"), ASK, 0, means)
+    reader = fill.join(ASK)
+    await asyncio.gather(fill.run(), return_exceptions=True)
     assert fill.error is not None
     with pytest.raises(Exception):  # noqa: B017 - which one is the fill's to choose
         await reader.confirmed()

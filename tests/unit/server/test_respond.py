@@ -8,7 +8,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from proxy.cache.ask import Ask
-from proxy.cache.fill import Uncacheable
+from proxy.cache.download import Uncacheable
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
 from proxy.oci.reference import Repository

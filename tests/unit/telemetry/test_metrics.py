@@ -28,6 +28,7 @@ CONTRACT = {
     "upstream_requests_total": ("registry", "kind", "method", "status"),
     "upstream_bytes_total": ("registry",),
     "fills_active": (),
+    "fill_resumes_total": (),
     "digest_mismatches_total": ("registry",),
     "stale_served_total": ("registry", "reason"),
     "cache_bytes": (),
@@ -43,6 +44,7 @@ EVERY_EVENT: list[Event] = [
     events.RateLimitSeen("docker.io", 76),
     events.FillStarted("docker.io"),
     events.FillEnded("docker.io"),
+    events.FillResumed(),
     events.DigestMismatch("docker.io"),
     events.StaleServed("docker.io", "429"),
     events.BlobEvicted("size"),
@@ -59,7 +61,7 @@ def samples(metrics: Metrics) -> dict[str, tuple[dict[str, str], float]]:
 def test_names_and_labels_are_the_contract() -> None:
     """Every metric of the design with something to count yet, and its labels."""
     metrics = Metrics()
-    metrics.watch_cache(lambda: 100.0, lambda: 2.0)
+    metrics.set_cache(100, 2)
     for event in EVERY_EVENT:
         metrics.record(event)
     found = samples(metrics)
@@ -80,7 +82,7 @@ def test_every_event_is_counted() -> None:
 def test_values() -> None:
     """Bytes are added up, gauges show the last value, fills go up and down."""
     metrics = Metrics()
-    metrics.watch_cache(lambda: 100.0, lambda: 2.0)
+    metrics.set_cache(100, 2)
     for event in [*EVERY_EVENT, REQUEST, events.FillStarted("ghcr.io"), events.RateLimitSeen("docker.io", 75)]:
         metrics.record(event)
     found = {name: value for name, (_, value) in samples(metrics).items()}
