@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.client import Result
 from benchmarks.programs import Bench
 
-_COLUMNS = f"{'':44}{'here':>10}{'direct':>10}  {'others':24}bar"
+_COLUMNS = f"{'':54}{'here':>10}{'direct':>10}  {'others':24}bar"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Figure:
 
     def __str__(self) -> str:
         outcome = "" if self.bar is None else f"{self.bar!s:10}{'pass' if self.passed else 'FAIL'}"
-        return f"  {self.name:42}{_number(self.value):>10}{_number(self.direct):>10}  {self.other:24}{outcome}".rstrip()
+        return f"  {self.name:52}{_number(self.value):>10}{_number(self.direct):>10}  {self.other:24}{outcome}".rstrip()
 
 
 @dataclass(frozen=True)

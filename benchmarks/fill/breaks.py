@@ -28,12 +28,13 @@ def _cuts(bench: Bench) -> Iterator[Figure]:
         other = beside(bench, origin, said)
         proxy = attempt(bench, origin)
         results = bench.read(proxy.port, blob, clients=clients) if proxy else []
-        sent = origin.sent() / size if proxy else None
+        # Clients that were cut never asked for the rest: few bytes would be no merit.
+        sent = origin.sent() / size if results and not failures(results) else None
         bar = at_most(1.03) if way == "fin" else None
         name = way.upper()
-        yield Figure(f"{name}: clients that saw it or failed", failures(results) if proxy else None, at_most(0))
+        yield Figure(f"{name}: clients that failed", failures(results) if proxy else None, at_most(0))
         yield Figure(f"{name}: upstream bytes / blob", sent, bar, direct, other)
-        yield Figure(f"{name}: last client / one direct", last(results) / last(alone) if proxy else None)
+        yield Figure(f"{name}: last client / one direct", last(results) / last(alone) if sent else None)
 
 
 def _kill(bench: Bench) -> Iterator[Figure]:
