@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 
 _BUFFER = 1 << 20
-_PAUSE = 0.05
+_PAUSE = 0.1
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 

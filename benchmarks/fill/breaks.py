@@ -81,7 +81,7 @@ def _worker_kill(bench: Bench) -> Iterator[Figure]:
     if proxy is None:
         yield Figure("clients without the right bytes", None, at_most(0))
         return
-    running = bench.clients(Task(proxy.port, blob.path, size, blob.sha256, clients=clients, reopen=3))
+    running = bench.clients(Task(proxy.port, blob.path, size, blob.sha256, clients=clients, reopen=10))
     first_bytes(origin, blob, size / 3)
     victims = _kill_worker(proxy)
     results = running.results()
