@@ -28,17 +28,21 @@ _STARTS_WITHIN = 30.0
 
 
 class NotStarted(Exception):
-    """A program is not installed, or does not start with this configuration."""
+    """A program does not start with this configuration, or does not come as far as the scenario needs."""
+
+
+class NotInstalled(NotStarted):
+    """A program is not there."""
 
 
 def program(*names: str) -> str:
-    """The path of the first of these programs that is installed. Raises NotStarted."""
+    """The path of the first of these programs that is installed. Raises NotInstalled."""
     for name in names:
         if (_BUILT / name).is_file():
             return str(_BUILT / name)
         if found := shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin"):
             return found
-    raise NotStarted(f"{names[0]} is not installed")
+    raise NotInstalled(f"{names[0]} is not installed")
 
 
 def free_port() -> int:

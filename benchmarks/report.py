@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.client import Result
-from benchmarks.programs import Bench
+from benchmarks.programs import Bench, NotInstalled, NotStarted
 
 _COLUMNS = f"{'':54}{'here':>10}{'direct':>10}  {'others':24}bar"
 
@@ -75,10 +75,21 @@ def run(name: str, scenario: Scenario, source: Path) -> list[Figure]:
     print(f"{name}: {scenario.title}\n{_COLUMNS}", flush=True)
     figures = []
     with Bench(source) as bench:
-        for figure in scenario.figures(bench):
+        for figure in _measured(scenario, bench):
             print(figure, flush=True)
             figures.append(figure)
     return figures
+
+
+def _measured(scenario: Scenario, bench: Bench) -> Iterator[Figure]:
+    """The figures; one that fails at the end of a scenario that could not go on."""
+    try:
+        yield from scenario.figures(bench)
+    except NotInstalled as error:
+        print(f"  {error}")
+    except NotStarted as error:
+        print(f"  {error}")
+        yield Figure("came to its end", None, at_least(1))
 
 
 def _number(value: float | None) -> str:
