@@ -2,11 +2,12 @@
 # make test          every hermetic test
 # make check         ruff, mypy, import-linter and the tests
 # make test-clients  the real clients and registries (root, Debian 12, Go); installs them first
-# make bench         a cold and a warm blob beside a direct download
+# make bench         a cold and a warm blob beside a direct download; SCENARIOS=fill for everything about fills
 # make clean         remove the environment; the cache stays
 
 PYTHON ?= python3
 BIN := .venv/bin
+SCENARIOS ?= all
 
 .PHONY: run test check bench test-clients install-clients clean
 
@@ -30,7 +31,7 @@ install-clients:
 	bash tests/clients/install.sh
 
 bench: .venv/.made-dev
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(SCENARIOS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
