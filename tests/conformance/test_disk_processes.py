@@ -284,15 +284,24 @@ async def test_a_full_file_system_evicts_once_more(directory: CacheDirectory, mo
         await store.begin(Digest.of(b"y"), 10)
 
 
-async def test_who_asks_whether_a_blob_is_read_hinders_no_reader(directory: CacheDirectory) -> None:
+async def test_who_asks_whether_a_blob_is_read_hinders_no_reader(
+    directory: CacheDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Eviction asks before it takes: a reader waits for that moment instead of finding nothing."""
     store = await started(directory)
     digest = await add(store, b"hello")
+    loop, waiting, flock = asyncio.get_running_loop(), asyncio.Event(), fcntl.flock
+
+    def watched(descriptor: int, how: int) -> None:
+        loop.call_soon_threadsafe(waiting.set)
+        flock(descriptor, how)
+
     with open(place(directory, digest), "rb") as asking:
         fcntl.flock(asking, fcntl.LOCK_EX)
+        monkeypatch.setattr(fcntl, "flock", watched)
         opening = asyncio.create_task(store.open(digest))
-        await asyncio.sleep(0)
-        fcntl.flock(asking, fcntl.LOCK_UN)
+        await waiting.wait()
+        flock(asking, fcntl.LOCK_UN)
         blob = await opening
     assert blob is not None
     blob.close()
