@@ -293,8 +293,12 @@ async def test_who_asks_whether_a_blob_is_read_hinders_no_reader(
     loop, waiting, flock = asyncio.get_running_loop(), asyncio.Event(), fcntl.flock
 
     def watched(descriptor: int, how: int) -> None:
-        loop.call_soon_threadsafe(waiting.set)
-        flock(descriptor, how)
+        try:
+            # Who does not wait has its answer before the lock is free again.
+            flock(descriptor, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            loop.call_soon_threadsafe(waiting.set)
+            flock(descriptor, how)
 
     with open(place(directory, digest), "rb") as asking:
         fcntl.flock(asking, fcntl.LOCK_EX)
