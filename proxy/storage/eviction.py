@@ -8,7 +8,7 @@
 """
 
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import translate
@@ -75,39 +75,57 @@ class Policy:
 ANY = Policy()
 
 
-def choose_victims(
-    oldest_first: Iterable[Candidate], need: int, room: Room, policy: Policy = ANY
-) -> list[tuple[Digest, str]] | None:
+@dataclass(frozen=True, slots=True)
+class Blobs:
+    """All that is stored: what was used once and what was used again, each least recently used first and read only as
+    far as it is needed; `held`, who holds how much, may be summed up by owner and use."""
+
+    once: Iterable[Candidate]
+    again: Iterable[Candidate]
+    held: Iterable[Candidate]
+
+    @staticmethod
+    def of(oldest_first: Iterable[Candidate]) -> "Blobs":
+        """Out of one list."""
+        blobs = list(oldest_first)
+        return Blobs([blob for blob in blobs if not blob.again], [blob for blob in blobs if blob.again], blobs)
+
+
+def choose_victims(blobs: Blobs, need: int, room: Room, policy: Policy = ANY) -> list[tuple[Candidate, str]] | None:
     """What to evict so that `need` bytes fit, each with its reason (`size` or `free`); None where they cannot fit."""
     if need > room.max_size:
         return None
     over = room.used + need - room.max_size
     short = room.min_free + need - room.free
-    victims: list[tuple[Digest, str]] = []
+    victims: list[tuple[Candidate, str]] = []
     if over <= 0 and short <= 0:
         return victims
-    for candidate in _in_order(list(oldest_first), room.max_size, policy):
-        victims.append((candidate.digest, "size" if over > 0 else "free"))
-        over -= candidate.size
-        short -= candidate.size
+    for blob in _in_order(blobs, room.max_size, policy):
+        victims.append((blob, "size" if over > 0 else "free"))
+        over -= blob.size
+        short -= blob.size
         if over <= 0 and short <= 0:
             return victims
     return None
 
 
-def _in_order(blobs: list[Candidate], max_size: int, policy: Policy) -> Iterator[Candidate]:
+def _in_order(blobs: Blobs, max_size: int, policy: Policy) -> Iterator[Candidate]:
     """The blobs that may go, each given only when the ones before it have gone."""
-    held = _Held(blobs, max_size, policy)
-    loose = [blob for blob in blobs if not blob.in_use and not policy.keeps(blob.registry, blob.repository)]
+    held = _Held(blobs.held, max_size, policy)
     spared: list[Candidate] = []
-    for blob in held.once_first(loose):
+
+    def loose(of: Iterable[Candidate]) -> Iterator[Candidate]:
+        return (blob for blob in of if not blob.in_use and not policy.keeps(blob.registry, blob.repository))
+
+    for blob in held.once_first(loose(blobs.once), loose(blobs.again)):
         if held.is_guaranteed(blob):
             # Others' evictions never bring its owner above its share again, so one look is enough.
             spared.append(blob)
         else:
             held.lose(blob)
             yield blob
-    for blob in held.once_first(spared):
+    left = Blobs.of(spared)
+    for blob in held.once_first(iter(left.once), iter(left.again)):
         held.lose(blob)
         yield blob
 
@@ -115,26 +133,28 @@ def _in_order(blobs: list[Candidate], max_size: int, policy: Policy) -> Iterator
 class _Held:
     """Who holds how many bytes while blobs go."""
 
-    def __init__(self, blobs: list[Candidate], max_size: int, policy: Policy) -> None:
+    def __init__(self, held: Iterable[Candidate], max_size: int, policy: Policy) -> None:
         self._once_limit = _ONCE_SHARE * max_size
-        self._once = sum(blob.size for blob in blobs if not blob.again)
         self._registry_limits = {name: share * max_size for name, share in policy.registries.items() if share}
         self._cluster_limits = {name: share * max_size for name, share in policy.clusters.items() if share}
+        self._once = 0
         self._registries: Counter[str] = Counter()
         self._clusters: Counter[str] = Counter()
-        for blob in blobs if self._registry_limits or self._cluster_limits else ():
+        for blob in held:
+            self._once += 0 if blob.again else blob.size
             self._registries[blob.registry] += blob.size
             self._clusters[blob.cluster] += blob.size
 
-    def once_first(self, oldest_first: list[Candidate]) -> Iterator[Candidate]:
-        once = deque(blob for blob in oldest_first if not blob.again)
-        again = deque(blob for blob in oldest_first if blob.again)
-        while once or again:
+    def once_first(self, once: Iterator[Candidate], again: Iterator[Candidate]) -> Iterator[Candidate]:
+        first, second = next(once, None), next(again, None)
+        while first is not None or second is not None:
             too_many = self._once > self._once_limit
-            if once and (not again or too_many or once[0].used <= again[0].used):
-                yield once.popleft()
-            else:
-                yield again.popleft()
+            if first is not None and (second is None or too_many or first.used <= second.used):
+                yield first
+                first = next(once, None)
+            elif second is not None:
+                yield second
+                second = next(again, None)
 
     def is_guaranteed(self, blob: Candidate) -> bool:
         return (

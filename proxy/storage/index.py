@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from proxy.oci.digest import Digest
 from proxy.storage.base import StorageError, Usage, User
-from proxy.storage.eviction import AGAIN_AFTER, Candidate
+from proxy.storage.eviction import AGAIN_AFTER, Blobs, Candidate
 
 _T = TypeVar("_T")
 
@@ -34,6 +34,7 @@ CREATE TABLE fills (digest TEXT PRIMARY KEY, size INTEGER NOT NULL,
 """
 
 NOBODY = User("", "", "")
+_NO_DIGEST = Digest("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +116,25 @@ class Index:
 
     # Finished blobs.
 
-    def candidates(self, in_use: set[Digest]) -> list[Candidate]:
-        """All blobs, least recently used first."""
-        rows = self._open_database.execute(
-            "SELECT digest, size, used, used - stored >= ?, registry, repository, cluster FROM blobs ORDER BY used",
-            (AGAIN_AFTER,),
+    def candidates(self, in_use: set[Digest]) -> Blobs:
+        """All blobs, for eviction: read from the database as far as it looks."""
+        sums = self._open_database.execute(
+            "SELECT sum(size), used - stored >= ?, registry, cluster FROM blobs GROUP BY 2, 3, 4", (AGAIN_AFTER,)
         )
-        return [
-            Candidate(digest := _digest(text), size, digest in in_use, used, bool(again), *user)
-            for text, size, used, again, *user in rows
+        held = [
+            Candidate(_NO_DIGEST, size, False, 0.0, bool(again), registry, "", cluster)
+            for size, again, registry, cluster in sums
         ]
+        return Blobs(self._by_use(False, in_use), self._by_use(True, in_use), held)
+
+    def _by_use(self, again: bool, in_use: set[Digest]) -> Iterator[Candidate]:
+        rows = self._open_database.execute(
+            "SELECT digest, size, used, registry, repository, cluster FROM blobs"
+            " WHERE (used - stored >= ?) = ? ORDER BY used",
+            (AGAIN_AFTER, again),
+        )
+        for text, size, used, *user in rows:
+            yield Candidate(digest := _digest(text), size, digest in in_use, used, again, *user)
 
     def blobs(self) -> dict[Digest, int]:
         """Their sizes."""

@@ -109,12 +109,10 @@ def _evict(shelf: Shelf, need: int, room: Room, keep: Digest | None) -> None:
     while room.lacks(need) > 0:
         with contextlib.ExitStack() as seized:
             left, after = _left_behind(shelf, need, room, keep, seized)
-            candidates = shelf.index.candidates(busy) if after.lacks(need) > 0 else []
-            victims = choose_victims(candidates, need, after, shelf.policy)
+            victims = choose_victims(shelf.index.candidates(busy), need, after, shelf.policy)
             if victims is None:
                 raise NoRoom(f"no room for a blob of {need} bytes")
-            sizes = {candidate.digest: candidate.size for candidate in candidates}
-            read = {victim for victim, _ in victims if not _is_evictable(shelf.places.blob(victim))}
+            read = {victim.digest for victim, _ in victims if not _is_evictable(shelf.places.blob(victim.digest))}
             busy |= read
             if read:
                 continue
@@ -122,11 +120,11 @@ def _evict(shelf: Shelf, need: int, room: Room, keep: Digest | None) -> None:
                 _drop_fill(shelf, fill, "size")
             room = after
             for victim, reason in victims:
-                if remove_blob(shelf, victim, reason) is None:
+                if remove_blob(shelf, victim.digest, reason) is None:
                     # It found a reader in this moment: others have to go instead.
-                    busy.add(victim)
+                    busy.add(victim.digest)
                 else:
-                    room = room.without(sizes[victim])
+                    room = room.without(victim.size)
 
 
 def _left_behind(

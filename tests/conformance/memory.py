@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from proxy.oci.digest import Digest
 from proxy.storage.base import NoRoom, Usage, User
-from proxy.storage.eviction import AGAIN_AFTER, ANY, Candidate, Policy, Room, choose_victims
+from proxy.storage.eviction import AGAIN_AFTER, ANY, Blobs, Candidate, Policy, Room, choose_victims
 from proxy.storage.fillmap import FillMap, FillState, map_bytes
 from proxy.telemetry.events import BlobEvicted, Tell, silent
 
@@ -154,14 +154,14 @@ class MemoryBlobs:
                       blob.user.registry, blob.user.repository, blob.user.cluster)
             for digest, blob in oldest
         ]  # fmt: skip
-        victims = choose_victims(found, need, room, self._policy)
+        victims = choose_victims(Blobs.of(found), need, room, self._policy)
         if victims is None:
             raise NoRoom(f"no room for {need}")
         for digest in left:
             del self.shelf.fills[digest]
             self._tell(BlobEvicted("size"))
-        for digest, reason in victims:
-            await self.remove(digest, reason)
+        for victim, reason in victims:
+            await self.remove(victim.digest, reason)
 
 
 class MemoryBlob:

@@ -1,15 +1,25 @@
 """Which blobs go so that another fits."""
 
 import time
+from collections.abc import Iterator
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.oci.digest import Digest
-from proxy.storage.eviction import Candidate, Policy, Room, choose_victims
+from proxy.storage.eviction import ANY, Blobs, Candidate, Policy, Room
+from proxy.storage.eviction import choose_victims as choose_among
 
 BLOBS = [Digest.of(bytes([number])) for number in range(10)]
 PLENTY = 1 << 40
+
+
+def choose_victims(
+    oldest_first: list[Candidate], need: int, room: Room, policy: Policy = ANY
+) -> list[tuple[Digest, str]] | None:
+    """Out of one list, by digest."""
+    victims = choose_among(Blobs.of(oldest_first), need, room, policy)
+    return None if victims is None else [(victim.digest, reason) for victim, reason in victims]
 
 
 def candidates(*sizes: int, in_use: tuple[int, ...] = ()) -> list[Candidate]:
@@ -174,3 +184,17 @@ def test_a_hundred_thousand_blobs_are_no_matter() -> None:
     began = time.perf_counter()
     assert choose_victims(found, 500_000, Room(1_000_000, 1_000_000, 0, PLENTY), policy)
     assert time.perf_counter() - began < 0.5
+
+
+def test_no_more_is_read_than_what_goes() -> None:
+    """A full cache evicts for every fill: that must not cost reading the whole index each time."""
+
+    def endless(first: int) -> Iterator[Candidate]:
+        for number in range(first, first + 100):
+            assert number < first + 4
+            yield Candidate(BLOBS[0], 10, False, number, first > 0)
+
+    held = [Candidate(BLOBS[0], 500, False, again=again) for again in (False, True)]
+    victims = choose_among(Blobs(endless(0), endless(200), held), 30, Room(1000, 1000, 0, PLENTY))
+    assert victims is not None
+    assert [victim.used for victim, _ in victims] == [0, 1, 2]
