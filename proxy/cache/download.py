@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
 from proxy.cache.ask import Ask
-from proxy.cache.plan import FIRST_RANGE, Next, Pace, Running, next_range
+from proxy.cache.plan import FIRST_RANGE, Gain, Next, Pace, Running, next_range
 from proxy.oci.digest import Digest
 from proxy.oci.ranges import parse_content_range
 from proxy.storage.base import PartialBlob
@@ -95,7 +95,8 @@ class Download:
         self._filling = filling
         self._request = request
         self._slots = slots
-        self._parallel = parallel
+        self._gain = Gain(parallel)
+        self._received = 0
         self._tell = tell
         self._partial: PartialBlob | None = None
         self._confirmed = False
@@ -153,6 +154,7 @@ class Download:
             return
         for stream in self._streams:
             stream.measure(loop.time())
+        self._gain.look(loop.time(), self._streams, self._received)
         while (found := self._next()) is not None:
             if found.shorten is not None:
                 found.shorten.stop = found.start
@@ -160,7 +162,9 @@ class Download:
 
     def _next(self) -> Next | None:
         assert self._partial is not None  # noqa: S101 - `_plan` has looked
-        found = next_range(self._partial.map, self._streams, self._filling.waiting(), Pace(self._rate, self._parallel))
+        found = next_range(
+            self._partial.map, self._streams, self._filling.waiting(), Pace(self._rate, self._gain.allowed)
+        )
         # A further range nobody waits for takes no other fill's turn.
         if found is not None and not found.reader and self._streams and not self._slots.idle:
             return None
@@ -195,6 +199,7 @@ class Download:
         error = stream.task.exception()
         if error is None:
             self._rate, self._failures = rate, 0
+            self._gain.ended(rate)
         elif isinstance(error, _NoRanges):
             # The others go on to their ends; then one stream brings the rest.
             self._ranges = False
@@ -221,7 +226,7 @@ class Download:
         pause = max(pause, error.retry_after or 0.0)
         if self._streams:
             # Others still bring bytes: this one may have been one too many.
-            self._parallel = max(1, min(self._parallel, len(self._streams)))
+            self._gain.refused(len(self._streams))
         elif self._failures > _TRIES or pause > _LONGEST_PAUSE:
             raise error
         self._not_before = asyncio.get_running_loop().time() + min(pause, _LONGEST_PAUSE)
@@ -317,6 +322,7 @@ class Download:
             data = data[: gap[1] - position]
         await finished_in_thread(partial.write, position, data)
         partial.map.record(position, len(data))
+        self._received += len(data)
         self._filling.advanced(len(data))
         return len(data)
 

@@ -21,6 +21,10 @@ _PATIENCE = 1.0
 _GRACE = 0.3
 # Smaller blobs are here before several connections pay.
 _SINGLE = 32 * 1024 * 1024
+# How long one range alone, and several together, are measured, in seconds; and how much more they have to bring.
+_MEASURE_ALONE = 0.2
+_MEASURE = 0.4
+_WORTH = 1.5
 # Ranges for readers, besides those from the front: containerd's parallel fetch has ten connections at most.
 _FOR_READERS = 12
 
@@ -116,7 +120,51 @@ def _carrier(running: Sequence[Running], position: int) -> Running | None:
 
 
 def _stop(fill: FillMap, running: Sequence[Running], gap: tuple[int, int], start: int, pace: Pace, streams: int) -> int:
-    length = pace.length(fill.size - fill.arrived, streams)
+    under_way = sum(one.stop - one.position for one in running)
+    length = pace.length(fill.size - fill.arrived - under_way, streams)
     stop = (start + length) // BLOCK * BLOCK
     ahead = (one.position for one in running if one.position > start)
     return min(gap[1], max(stop, start - start % BLOCK + BLOCK), *ahead)
+
+
+class Gain:
+    """Do several ranges at a time bring more than one? Where the upstream limits all of them together they do not.
+
+    Then one is better: what arrives in order can be sent to everybody at once.
+    """
+
+    def __init__(self, parallel: int) -> None:
+        self.parallel = parallel
+        self._alone: float | None = None
+        self._mark: tuple[float, int] | None = None
+        self._judged = False
+
+    @property
+    def allowed(self) -> int:
+        """How many ranges from the front to run now."""
+        return 1 if self._alone is None else self.parallel
+
+    def look(self, now: float, running: Sequence[Running], received: int) -> None:
+        """Learn from what runs at `now` (seconds), and from the bytes `received` by all ranges so far."""
+        if self._alone is None:
+            if running and running[0].age >= _MEASURE_ALONE:
+                self._alone = running[0].rate
+        elif self._judged or len(running) < 2:
+            self._mark = None
+        elif self._mark is None:
+            if all(one.rate > 0 for one in running):
+                self._mark = now, received
+        elif now - self._mark[0] >= _MEASURE:
+            self._judged = True
+            together = (received - self._mark[1]) / (now - self._mark[0])
+            if together < _WORTH * self._alone:
+                self.parallel = 1
+
+    def ended(self, rate: float) -> None:
+        """A range was brought at `rate`, from its first byte to its last."""
+        if self._alone is None:
+            self._alone = rate
+
+    def refused(self, left: int) -> None:
+        """A range failed while `left` others went on: it was one too many."""
+        self.parallel = max(1, min(self.parallel, left))
