@@ -9,10 +9,12 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import ssl
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,13 +28,13 @@ from proxy.server.admin import Admin
 from proxy.server.handlers import Handlers
 from proxy.server.house import House, lifetimes_table
 from proxy.server.listener import Listener
-from proxy.settings import Settings
+from proxy.settings import ConfigurationError, Settings
 from proxy.storage.base import StorageError, Usage
-from proxy.storage.directory import open_directory
+from proxy.storage.directory import CacheDirectory, open_directory
 from proxy.storage.disk import DiskBlobs
 from proxy.storage.eviction import Policy
 from proxy.storage.metadata import DiskcacheMetadata
-from proxy.telemetry.events import Event, RequestFinished
+from proxy.telemetry.events import Event, RequestFinished, Tell
 from proxy.telemetry.lag import watch_loop_lag
 from proxy.telemetry.logs import log_access
 from proxy.telemetry.metrics import Metrics
@@ -50,13 +52,26 @@ class StartError(Exception):
     """The program cannot start. The message is one line for operators."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A worker's place among others: its number, and the sockets that listen for it on each address.
+
+    The supervisor has locked and mended the cache directory, sweeps it, and answers the admin listener.
+    """
+
+    worker: int
+    sockets: Sequence[Sequence[socket.socket]]
+
+
 class Application:
     """A running proxy. `start` it, wait, `close` it."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time, place: Place | None = None) -> None:
+        """`place`: where this process is one of several workers."""
         self._settings = settings
         self._clock = clock
-        self._metrics = Metrics()
+        self._place = place
+        self._metrics = Metrics(cache=place is None)
         self._stack = contextlib.AsyncExitStack()
         self._draining = False
         self._handlers: Handlers | None = None
@@ -73,7 +88,7 @@ class Application:
             house = await self._house()
             self._handlers = Handlers(house, self._tell)
             lag = asyncio.create_task(watch_loop_lag(self._tell), name="loop lag")
-            self._stack.push_async_callback(_end, lag)
+            self._stack.push_async_callback(end_task, lag)
             await self._listen(self._handlers)
         except BaseException:
             await self._stack.aclose()
@@ -92,16 +107,14 @@ class Application:
         self._draining = True
         await self._stack.aclose()
 
+    async def reload(self, settings: Settings) -> list[str]:
+        raise StartError("not yet")
+
     async def _house(self) -> House:
         settings, clock, tell = self._settings, self._clock, self._tell
-        directory = await asyncio.to_thread(open_directory, settings.cache.directory)
-        self._stack.callback(directory.close)
-        store = DiskBlobs(directory, settings.cache.max_size, settings.cache.min_free, tell, policy=_policy(settings))
-        self._stack.push_async_callback(store.close)
-        await store.start()
+        worker = self._place.worker if self._place is not None else None
+        directory, store = await open_store(settings, tell, self._stack, worker)
         self._store = store
-        sweeping = asyncio.create_task(_sweep(store), name="sweep")
-        self._stack.push_async_callback(_end, sweeping)
         metadata = DiskcacheMetadata(directory.metadata)
         self._stack.push_async_callback(metadata.close)
         await metadata.open()
@@ -109,7 +122,7 @@ class Application:
         records = Records(metadata, clock)
         rights, circuits = Rights(records, clock), Circuits(clock)
         manifests = Manifests(upstreams, records, rights, circuits, clock, tell)
-        blobs = Blobs(upstreams, store, records, rights, circuits, clock, tell)
+        blobs = Blobs(upstreams, store, records, rights, circuits, clock, tell, worker)
         lists = Lists(upstreams, records, rights, circuits, clock, tell)
         for room in (manifests, blobs, lists):
             self._stack.push_async_callback(room.close)
@@ -131,11 +144,14 @@ class Application:
         return upstreams
 
     async def _listen(self, handlers: Handlers) -> None:
-        self.admin = Listener(self._settings.admin.address, Admin(self._metrics, self._not_ready, self._usage).handle)
-        self._stack.push_async_callback(self.admin.close)
-        await self.admin.start()
-        for listen in self._settings.listen:
-            listener = Listener(listen.address, partial(handlers.handle, listen.address))
+        if self._place is None:
+            admin = Admin(self._metrics, self._not_ready, self._usage)
+            self.admin = Listener(self._settings.admin.address, admin.handle)
+            self._stack.push_async_callback(self.admin.close)
+            await self.admin.start()
+        for position, listen in enumerate(self._settings.listen):
+            sockets = self._place.sockets[position] if self._place is not None else ()
+            listener = Listener(listen.address, partial(handlers.handle, listen.address), sockets)
             self._stack.push_async_callback(listener.close)
             await listener.start()
             self.listeners.append(listener)
@@ -159,6 +175,25 @@ class Application:
             log_access(event)
 
 
+async def open_store(
+    settings: Settings, tell: Tell, stack: contextlib.AsyncExitStack, worker: int | None
+) -> tuple[CacheDirectory, DiskBlobs]:
+    """The cache directory and its blobs, closed by `stack`. A `worker` leaves to its supervisor what is one's alone.
+
+    Raises StorageError.
+    """
+    alone = worker is None
+    directory = await asyncio.to_thread(open_directory, settings.cache.directory, alone)
+    stack.callback(directory.close)
+    limits = settings.cache.max_size, settings.cache.min_free
+    store = DiskBlobs(directory, *limits, tell, policy=_policy(settings), worker=worker or 0)
+    stack.push_async_callback(store.close)
+    await store.start(recover=alone)
+    if alone:
+        stack.push_async_callback(end_task, asyncio.create_task(_sweep(store), name="sweep"))
+    return directory, store
+
+
 async def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises StorageError, ListenError or StartError where the start fails."""
     stop = asyncio.Event()
@@ -168,8 +203,7 @@ async def serve(settings: Settings) -> None:
         (now if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
-    # Disk, hashing and name look-ups share it; a few long flushes must not stop the rest.
-    loop.set_default_executor(ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="blocking"))
+    use_threads(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
     # Its default would end the process, and operators send it to daemons out of habit.
@@ -181,18 +215,57 @@ async def serve(settings: Settings) -> None:
         _log.info("serving on %s, admin on %s", where, settings.admin.address)
         await stop.wait()
         _log.info("shutting down: running bodies may end within %g s", settings.shutdown_timeout)
-        await _first(application.drain(), now.wait())
+        await first_of(application.drain(), now.wait())
     finally:
         await application.close()
     _log.info("stopped")
 
 
-async def _first(*waits: Coroutine[Any, Any, object]) -> None:
+Reload = Callable[[Settings], Awaitable[list[str]]]
+
+
+@contextlib.asynccontextmanager
+async def reload_on(number: signal.Signals, reread: Callable[[], Settings], reload: Reload) -> AsyncIterator[None]:
+    """Inside, the signal makes `reread` read the configuration again and `reload` put it in force, one at a time."""
+    loop, again = asyncio.get_running_loop(), asyncio.Event()
+
+    async def whenever() -> None:
+        while True:
+            await again.wait()
+            again.clear()
+            try:
+                lines = await reload(await asyncio.to_thread(reread))
+            except ConfigurationError as error:
+                for mistake in error.mistakes:
+                    _log.error("%s", mistake)
+                _log.error("the configuration was not reloaded: the running one stays in force")
+            except StartError as error:
+                _log.error("the configuration was not reloaded: %s", error)
+            else:
+                for line in lines:
+                    _log.warning("%s", line)
+                _log.info("reloaded")
+
+    loop.add_signal_handler(number, again.set)
+    task = loop.create_task(whenever(), name="reload")
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(number)
+        await end_task(task)
+
+
+def use_threads(loop: asyncio.AbstractEventLoop) -> None:
+    """Disk, hashing and name look-ups share a pool: a few long flushes must not stop the rest."""
+    loop.set_default_executor(ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="blocking"))
+
+
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
     """Wait until one of `waits` is over and end the others."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
-        await _end(task)
+        await end_task(task)
 
 
 def _policy(settings: Settings) -> Policy:
@@ -215,6 +288,7 @@ async def _sweep(store: DiskBlobs) -> None:
         await asyncio.sleep(_SWEEP_INTERVAL)
 
 
-async def _end(task: asyncio.Task[Any]) -> None:
+async def end_task(task: asyncio.Task[Any]) -> None:
+    """Cancel `task` and wait for its end."""
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

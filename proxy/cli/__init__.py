@@ -6,6 +6,7 @@ from proxy import __version__
 from proxy.cli.check_config import check_config
 from proxy.cli.hosts_toml import hosts_toml
 from proxy.cli.serve import serve
+from proxy.cli.worker import worker
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,3 +18,4 @@ def main() -> None:
 main.add_command(serve)
 main.add_command(check_config)
 main.add_command(hosts_toml)
+main.add_command(worker)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 
-from proxy import app
+from proxy import app, processes
 from proxy.cli.config import CONFIG_OPTION, settings_or_exit
 from proxy.cli.warnings import configuration_warnings
 from proxy.server.listener import ListenError
-from proxy.settings import Address, Settings, parse_address
+from proxy.settings import Address, Settings, load_settings, parse_address
 from proxy.storage.base import StorageError
 from proxy.telemetry.logs import setup_logging
 
@@ -39,10 +39,18 @@ def serve(config: Path, listen: Address | None) -> None:
     for warning in configuration_warnings(settings):
         log.warning("%s", warning)
     try:
-        asyncio.run(app.serve(settings))
+        if processes.worker_count(settings) == 1:
+            asyncio.run(app.serve(settings))
+        else:
+            asyncio.run(processes.supervise(settings, lambda: _settings(config, listen)))
     except (StorageError, ListenError, app.StartError) as error:
         log.error("%s", error)
         sys.exit(1)
+
+
+def _settings(config: Path, listen: Address | None) -> Settings:
+    settings = load_settings(config)
+    return settings if listen is None else _listening_on(settings, listen)
 
 
 def _listening_on(settings: Settings, address: Address) -> Settings:

@@ -1,11 +1,12 @@
 """The admin listener: `/healthz` (alive), `/readyz` (can serve), `/metrics`."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
 from proxy.storage.base import Usage
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.metrics import Metrics, SharedMetrics
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -15,7 +16,7 @@ class Admin:
 
     def __init__(
         self,
-        metrics: Metrics,
+        metrics: Metrics | SharedMetrics,
         not_ready: Callable[[], str | None],
         usage: Callable[[], Awaitable[Usage | None]],
     ) -> None:
@@ -36,6 +37,8 @@ class Admin:
             case "/metrics":
                 if (usage := await self._usage()) is not None:
                     self._metrics.set_cache(usage.bytes, usage.blobs)
-                return web.Response(body=self._metrics.render(), headers={"Content-Type": _METRICS_TYPE})
+                return web.Response(
+                    body=await asyncio.to_thread(self._metrics.render), headers={"Content-Type": _METRICS_TYPE}
+                )
             case _:
                 return web.Response(status=404, text="not found\n")

@@ -7,7 +7,7 @@ as one line in the log at level debug: it is the client's mistake, of any length
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -20,6 +20,7 @@ from proxy.settings import Address
 _log = logging.getLogger("pullthrough.server")
 
 _CUT_AFTER = 0.2
+_BACKLOG = 1024
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -66,17 +67,22 @@ class _Server(web.Server):
 class Listener:
     """One address that answers with `handler`."""
 
-    def __init__(self, address: Address, handler: Handler) -> None:
+    def __init__(self, address: Address, handler: Handler, sockets: Sequence[socket.socket] = ()) -> None:
+        """`sockets`: those that listen on `address` already; without any, it makes its own."""
         self.address = address
+        self._sockets = sockets
         # Whoever closes a listener has waited for its bodies already; what still runs then is cut.
         self._runner = web.ServerRunner(_server(handler), shutdown_timeout=_CUT_AFTER)
 
     async def start(self) -> None:
         """Listen. Raises ListenError. With port 0 the system chooses one; `address` then has it."""
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self.address.host, self.address.port, backlog=1024)
+        sites: list[web.BaseSite] = [web.SockSite(self._runner, one, backlog=_BACKLOG) for one in self._sockets]
+        if not sites:
+            sites = [web.TCPSite(self._runner, self.address.host, self.address.port, backlog=_BACKLOG)]
         try:
-            await site.start()
+            for site in sites:
+                await site.start()
         except (OSError, socket.gaierror) as error:
             raise ListenError(f"{self.address} cannot be listened on: {error.strerror}") from error
         self.address = Address(self.address.host, self._runner.addresses[0][1])

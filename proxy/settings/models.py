@@ -197,7 +197,7 @@ class Settings(_Model):
         ListenSettings(address=parse_address("0.0.0.0:5000")),
     )
     admin: AdminSettings = AdminSettings()
-    workers: Literal[1] | Annotated[int | Literal["auto"], _not_yet("more than one worker process is")] = 1
+    workers: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
     trusted_proxies: tuple[Network, ...] = ()
     cache: CacheSettings = CacheSettings()
     manifests: ManifestSettings = ManifestSettings()

@@ -1,17 +1,36 @@
 """Events → Prometheus metrics. Names, labels and their values are a contract (DESIGN, section 9)."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from pathlib import Path
+from typing import Literal
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+    multiprocess,
+)
 
 from proxy.telemetry import events
 from proxy.telemetry.events import Event
+
+# How one value comes of those of several workers.
+_Mode = Literal["livesum", "livemax", "livemostrecent"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
 
 
 class Metrics:
-    """All metrics of one process, in a registry of their own; `record` is the only way in."""
+    """All metrics of one process, in a registry of their own; `record` is the only way in.
 
-    def __init__(self) -> None:
+    In a worker's process prometheus_client writes them into files besides, because of PROMETHEUS_MULTIPROC_DIR in its
+    environment, which counts from the library's import on.
+    """
+
+    def __init__(self, cache: bool = True) -> None:
+        """`cache`: what the store holds is told here; among workers the supervisor does that alone."""
         # The times at which each series began would be half of all lines, and nobody asks for them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -32,7 +51,7 @@ class Metrics:
             "upstream_requests", "Requests to upstreams.", "registry", "kind", "method", "status"
         )
         self._upstream_bytes = self._counter("upstream_bytes", "Bytes of bodies received from upstreams.", "registry")
-        self._fills = self._gauge("fills_active", "Blobs being downloaded into the cache.")
+        self._fills = self._gauge("fills_active", "Blobs being downloaded into the cache.", "livesum")
         self._resumes = self._counter(
             "fill_resumes", "Times that an upstream broke off in a blob, which was gone on with."
         )
@@ -43,15 +62,18 @@ class Metrics:
             "stale_served", "Stale tags served because the upstream failed.", "registry", "reason"
         )
         self._evictions = self._counter("evictions", "Blobs removed from the cache.", "reason")
-        self._remaining = self._gauge("upstream_ratelimit_remaining", "Pulls the upstream says are left.", "registry")
-        self._cache_bytes = self._gauge("cache_bytes", "Bytes of the blobs in the cache and of the room for fills.")
-        self._cache_blobs = self._gauge("cache_blobs", "Blobs in the cache.")
-        self._lag = self._gauge("event_loop_lag_seconds", "How late the event loop was when it was last looked at.")
+        self._remaining = self._gauge(
+            "upstream_ratelimit_remaining", "Pulls the upstream says are left.", "livemostrecent", "registry"
+        )
+        self._cache = CacheGauges(self.registry) if cache else None
+        self._lag = self._gauge(
+            "event_loop_lag_seconds", "How late the event loop was when it was last looked at.", "livemax"
+        )
 
     def set_cache(self, stored: int, blobs: int) -> None:
         """What the store holds: bytes, with the room reserved for fills, and finished blobs."""
-        self._cache_bytes.set(stored)
-        self._cache_blobs.set(blobs)
+        if self._cache is not None:
+            self._cache.set(stored, blobs)
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -93,5 +115,43 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"pullthrough_{name}", text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"pullthrough_{name}", text, labels, registry=self.registry)
+    def _gauge(self, name: str, text: str, mode: _Mode, *labels: str) -> Gauge:
+        return Gauge(f"pullthrough_{name}", text, labels, registry=self.registry, multiprocess_mode=mode)
+
+
+class CacheGauges:
+    """`cache_bytes` and `cache_blobs`, in `registry`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._bytes = Gauge(
+            "pullthrough_cache_bytes", "Bytes of the blobs in the cache and of the room for fills.", registry=registry
+        )
+        self._blobs = Gauge("pullthrough_cache_blobs", "Blobs in the cache.", registry=registry)
+
+    def set(self, stored: int, blobs: int) -> None:
+        """`stored` in bytes."""
+        self._bytes.set(stored)
+        self._blobs.set(blobs)
+
+
+class SharedMetrics:
+    """The metrics of all workers together, from their files in `directory`, and what the store holds."""
+
+    def __init__(self, directory: Path) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._directory = str(directory)
+        self._registry = CollectorRegistry()
+        self._cache = CacheGauges(self._registry)
+        multiprocess.MultiProcessCollector(self._registry, self._directory)  # type: ignore[no-untyped-call]
+
+    def set_cache(self, stored: int, blobs: int) -> None:
+        """See `Metrics.set_cache`."""
+        self._cache.set(stored, blobs)
+
+    def ended(self, process: int) -> None:
+        """A worker is gone: its gauges count no more, its counters do."""
+        multiprocess.mark_process_dead(process, self._directory)  # type: ignore[no-untyped-call]
+
+    def render(self) -> bytes:
+        """See `Metrics.render`. Reads files: blocks."""
+        return generate_latest(self._registry)

@@ -1,0 +1,209 @@
+"""Several worker processes: what the supervisor composes, and what each worker does.
+
+The supervisor locks and mends the cache directory, binds the sockets, answers the admin listener and sweeps; workers
+serve. `proxy.app` is what one process is, alone or as a worker.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from proxy.app import Application, Place, StartError, end_task, first_of, open_store, reload_on, use_threads
+from proxy.server.admin import Admin
+from proxy.server.control import Channel, Message
+from proxy.server.listener import Listener, ListenError
+from proxy.server.supervisor import Supervisor, Task, WorkerError, bind
+from proxy.settings import Settings
+from proxy.storage.base import StorageError, Usage
+from proxy.storage.disk import DiskBlobs
+from proxy.telemetry.events import silent
+from proxy.telemetry.logs import setup_logging
+from proxy.telemetry.metrics import SharedMetrics
+
+_log = logging.getLogger("pullthrough")
+
+
+def worker_count(settings: Settings) -> int:
+    """How many processes are to serve; `auto`: one for each processor that this one may use."""
+    return min(len(os.sched_getaffinity(0)), 64) if settings.workers == "auto" else settings.workers
+
+
+def of_one(settings: Settings, workers: int) -> Settings:
+    """What one of so many workers goes by: connections to an upstream are counted for the machine."""
+    upstreams = {
+        name: upstream.model_copy(update={"max_connections": max(1, upstream.max_connections // workers)})
+        for name, upstream in settings.upstreams.items()
+    }
+    return settings.model_copy(update={"upstreams": upstreams})
+
+
+async def supervise(settings: Settings, reread: Callable[[], Settings]) -> None:
+    """Run workers until SIGTERM or SIGINT. Raises StorageError, ListenError or StartError where the start fails."""
+    stop, now = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    use_threads(loop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: (now if stop.is_set() else stop).set())
+    async with contextlib.AsyncExitStack() as stack:
+        fleet = _Fleet(settings, stack)
+        starting = loop.create_task(fleet.start(), name="start of the workers")
+        stack.push_async_callback(end_task, starting)
+        # A signal during the start ends it too.
+        await first_of(asyncio.wait([starting]), stop.wait())
+        if starting.done():
+            starting.result()
+            where = ", ".join(str(address) for address in fleet.addresses)
+            _log.info("serving on %s by %d workers, admin on %s", where, fleet.count, fleet.admin)
+            async with reload_on(signal.SIGHUP, reread, fleet.reload):
+                await stop.wait()
+            _log.info("shutting down: running bodies may end within %g s", settings.shutdown_timeout)
+            fleet.draining = True
+            await first_of(fleet.drain(), now.wait())
+    _log.info("stopped")
+
+
+class _Fleet:
+    """The workers and what is one for all of them; closed by `stack`."""
+
+    def __init__(self, settings: Settings, stack: contextlib.AsyncExitStack) -> None:
+        self.count = worker_count(settings)
+        self.draining = False
+        self.addresses = [listen.address for listen in settings.listen]
+        self.admin = settings.admin.address
+        self._settings = settings
+        self._stack = stack
+        self._supervisor: Supervisor | None = None
+        self._store: DiskBlobs | None = None
+
+    async def start(self) -> None:
+        """Raises StorageError, ListenError or StartError."""
+        directory, self._store = await open_store(self._settings, silent, self._stack, None)
+        files = (directory.path / "metrics").absolute()
+        await asyncio.to_thread(_empty, files)
+        self._stack.push_async_callback(asyncio.to_thread, shutil.rmtree, files, True)
+        metrics = SharedMetrics(files)
+        admin = Listener(self.admin, Admin(metrics, self._not_ready, self._usage).handle)
+        self._stack.push_async_callback(admin.close)
+        await admin.start()
+        self.admin = admin.address
+        sockets = await self._bind()
+        environment = dict(os.environ) | {"PROMETHEUS_MULTIPROC_DIR": str(files)}
+        mine = of_one(self._settings, self.count)
+        self._supervisor = Supervisor(mine, self.count, sockets, environment, metrics.ended)
+        self._stack.push_async_callback(self._supervisor.stop, 0.0)
+        try:
+            await self._supervisor.start()
+        except WorkerError as error:
+            raise StartError(str(error)) from error
+
+    async def drain(self) -> None:
+        """Let running bodies end, and the workers."""
+        if self._supervisor is not None:
+            await self._supervisor.stop(self._settings.shutdown_timeout)
+
+    async def reload(self, settings: Settings) -> list[str]:
+        """See `Application.reload`. Raises StartError."""
+        assert self._supervisor is not None  # noqa: S101 - started before signals are heeded
+        try:
+            said = await self._supervisor.reload(of_one(settings, self.count))
+        except WorkerError as error:
+            raise StartError(str(error)) from error
+        self._settings = settings
+        return said
+
+    async def _bind(self) -> list[list[list[socket.socket]]]:
+        """For each worker its sockets for each address."""
+        sockets: list[list[list[socket.socket]]] = [[] for _ in range(self.count)]
+        for position, address in enumerate(self.addresses):
+            bound = await asyncio.to_thread(bind, address, self.count)
+            for mine, several in zip(sockets, bound, strict=True):
+                mine.append(several)
+                for one in several:
+                    self._stack.callback(one.close)
+            self.addresses[position] = type(address)(address.host, bound[0][0].getsockname()[1])
+        return sockets
+
+    def _not_ready(self) -> str | None:
+        if self.draining:
+            return "shutting down"
+        if self._supervisor is None or not self._supervisor.started:
+            return "starting"
+        return None if self._supervisor.serving else "no worker serves"
+
+    async def _usage(self) -> Usage | None:
+        try:
+            return await self._store.usage() if self._store is not None else None
+        except StorageError as error:
+            _log.warning("%s", error)
+            return None
+
+
+def _empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+async def work(descriptor: int) -> None:
+    """Be a worker: the supervisor speaks at `descriptor`, first of all of what is to be done."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    use_threads(loop)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        # A terminal sends them to all; the supervisor tells its workers what they mean.
+        signal.signal(number, signal.SIG_IGN)
+    channel = await Channel.open(socket.socket(fileno=descriptor))
+    try:
+        task: Task = (await channel.receive()).value
+        setup_logging(task.settings.log.level, task.settings.log.format, task.settings.log.access)
+        sockets = [[socket.socket(fileno=one) for one in several] for several in task.sockets]
+        application = Application(task.settings, place=Place(task.worker, sockets))
+        try:
+            await application.start()
+        except (StorageError, ListenError, StartError) as error:
+            await channel.send(Message("failed", str(error)))
+            return
+        try:
+            await channel.send(Message("ready"))
+            await _serve_until(channel, application, stop)
+        finally:
+            await application.close()
+    except ConnectionError:
+        # The supervisor is gone: nobody would replace this worker, or end it.
+        return
+    finally:
+        await channel.close()
+
+
+async def _serve_until(channel: Channel, application: Application, stop: asyncio.Event) -> None:
+    """Until `stop`, and then until all bodies have ended; no longer than the supervisor lives."""
+    loop = asyncio.get_running_loop()
+    obeying = loop.create_task(_obey(channel, application, stop), name="words of the supervisor")
+    waits: list[asyncio.Task[object]] = [obeying, loop.create_task(stop.wait(), name="stop")]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        waits.append(loop.create_task(application.drain(), name="drain"))
+        await asyncio.wait([obeying, waits[-1]], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waits:
+            await end_task(task)
+
+
+async def _obey(channel: Channel, application: Application, stop: asyncio.Event) -> None:
+    """Do what the supervisor says, until it is gone."""
+    with contextlib.suppress(ConnectionError):
+        while True:
+            message = await channel.receive()
+            if message.name == "drain":
+                stop.set()
+            elif message.name == "reload":
+                try:
+                    await channel.send(Message("reloaded", await application.reload(message.value)))
+                except StartError as error:
+                    await channel.send(Message("refused", str(error)))

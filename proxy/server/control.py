@@ -1,0 +1,63 @@
+"""What a supervisor and its workers say to each other: one message a line, over a socket pair that only they have.
+
+A message is a name and, for some, a value. The value is pickled: it comes from the same program's own parent or child,
+over a socket without a name, and from nowhere else.
+
+    supervisor  start (what to do), reload (settings), drain
+    worker      ready, failed (why), reloaded (lines), refused (why)
+"""
+
+import asyncio
+import base64
+import pickle
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+_LONGEST = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message."""
+
+    name: str
+    value: Any = None
+
+
+class Channel:
+    """One end of the pair. Raises ConnectionError where the other end is gone."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, end: socket.socket) -> "Channel":
+        """The channel over `end`, which it closes with itself."""
+        end.setblocking(False)
+        return cls(*await asyncio.open_connection(sock=end, limit=_LONGEST))
+
+    async def send(self, message: Message) -> None:
+        """Send it."""
+        value = base64.b64encode(pickle.dumps(message.value))
+        self._writer.write(message.name.encode() + b" " + value + b"\n")
+        await self._writer.drain()
+
+    async def receive(self) -> Message:
+        """The next one."""
+        line = await self._reader.readline()
+        if not line.endswith(b"\n"):
+            raise ConnectionResetError("the other process is gone")
+        name, _, value = line.partition(b" ")
+        # From our own parent or child alone; see above.
+        return Message(name.decode(), pickle.loads(base64.b64decode(value)))  # noqa: S301
+
+    async def close(self) -> None:
+        """Close this end."""
+        self._writer.close()
+        try:
+            await self._writer.wait_closed()
+        except OSError:
+            # Gone already.
+            return

@@ -1,0 +1,271 @@
+"""The supervisor: worker processes that share every address, and are replaced when they die.
+
+Invariants:
+- Each worker has a listening socket of its own for each address (SO_REUSEPORT), made and kept open here: a worker that
+  dies loses no queued connection, and its replacement, which has the same number, inherits the same sockets.
+- Workers are spawned, not forked; they hold nothing of this process but their sockets and one end of a socket pair.
+  When the supervisor is gone, however it ended, they see the pair closed and end too.
+- A reload has happened when all workers that run have acknowledged it; one that starts meanwhile starts with it.
+- Every worker has one keeper, a task that is owned here and has ended when `stop` returns.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from proxy.server.control import Channel, Message
+from proxy.server.listener import ListenError
+from proxy.settings import Address, Settings
+
+_log = logging.getLogger("pullthrough.server")
+
+_BACKLOG = 1024
+# A worker that lived shorter than this, in seconds, is not replaced at once.
+_SHORT_LIFE = 10.0
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 30.0
+_START_LIMIT = 60.0
+_RELOAD_LIMIT = 30.0
+# What a worker may take to close after it has drained.
+_CLOSE_LIMIT = 5.0
+
+
+class WorkerError(Exception):
+    """A worker process could not do what it was told. The message is one line for operators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a worker is to do: its number, the settings, and the descriptors of its sockets for each address."""
+
+    worker: int
+    settings: Settings
+    sockets: list[list[int]]
+
+
+def pause_before(short_lives: int) -> float:
+    """Seconds to wait before a worker is replaced that lived shortly so many times in a row; none after the first."""
+    return min(_FIRST_PAUSE * 2.0 ** (short_lives - 2), _LONGEST_PAUSE) if short_lives > 1 else 0.0
+
+
+def bind(address: Address, count: int) -> list[list[socket.socket]]:
+    """For each of `count` workers the sockets that listen on `address`. Raises ListenError. Blocks for names."""
+    made: list[list[socket.socket]] = []
+    try:
+        for _ in range(count):
+            made.append([])
+            for family, _, _, _, place in _resolved(address):
+                made[-1].append(_listening(family, place))
+                if address.port == 0:
+                    # The system has chosen; the others take the same.
+                    address = Address(address.host, made[-1][-1].getsockname()[1])
+    except OSError as error:
+        for sockets in made:
+            _close(sockets)
+        raise ListenError(f"{address} cannot be listened on: {error.strerror}") from error
+    return made
+
+
+def _resolved(address: Address) -> list[tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]]:
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return list(dict.fromkeys(found))  # type: ignore[arg-type]  # places of other families do not come from here
+
+
+def _listening(family: int, place: tuple[str, int] | tuple[str, int, int, int]) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(place)
+        made.listen(_BACKLOG)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _close(sockets: list[socket.socket]) -> None:
+    for one in sockets:
+        one.close()
+
+
+class _Worker:
+    """One worker process while it lives."""
+
+    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
+        self.process = process
+        self.channel = channel
+        self.answers: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def listen(self) -> None:
+        """Take in what it says, until it says nothing any more."""
+        try:
+            while True:
+                self.answers.put_nowait(await self.channel.receive())
+        except ConnectionError:
+            # Whoever waits for an answer has it; why it ended its status says.
+            self.answers.put_nowait(Message("failed", ""))
+
+    async def told(self, message: Message, limit: float) -> Message:
+        """Its answer to `message`. Raises WorkerError where there is none, or it is a bad one."""
+        try:
+            async with asyncio.timeout(limit):
+                await self.channel.send(message)
+                answer = await self.answers.get()
+        except (ConnectionError, TimeoutError):
+            raise WorkerError("it does not answer") from None
+        if answer.name in {"failed", "refused"}:
+            raise WorkerError(str(answer.value))
+        return answer
+
+
+class Supervisor:
+    """The workers of one program. `command` runs a worker that finds its end of the pair at the descriptor after it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        count: int,
+        sockets: list[list[list[socket.socket]]],
+        environment: dict[str, str],
+        ended: Callable[[int], None],
+        command: tuple[str, ...] = (sys.executable, "-m", "proxy", "worker"),
+    ) -> None:
+        """`sockets`: for each worker those of each address. `ended` is told the process id of each that has ended."""
+        self._settings = settings
+        self._count = count
+        self._sockets = sockets
+        self._environment = environment
+        self._ended = ended
+        self._command = command
+        self._workers: dict[int, _Worker] = {}
+        self._keepers: list[asyncio.Task[None]] = []
+        self._started: list[asyncio.Future[None]] = []
+        self._reloading = asyncio.Lock()
+        self._stopping = False
+
+    @property
+    def started(self) -> bool:
+        """Have all been ready once?"""
+        return bool(self._started) and all(one.done() and one.exception() is None for one in self._started)
+
+    @property
+    def serving(self) -> int:
+        """How many workers are ready."""
+        return len(self._workers)
+
+    async def start(self) -> None:
+        """Start all workers. Raises WorkerError, with none left, where one of them cannot."""
+        loop = asyncio.get_running_loop()
+        self._started = [loop.create_future() for _ in range(self._count)]
+        self._keepers = [loop.create_task(self._keep(number), name=f"worker {number}") for number in range(self._count)]
+        try:
+            await asyncio.gather(*self._started)
+        except BaseException:
+            await self.stop(0.0)
+            raise
+
+    async def reload(self, settings: Settings) -> list[str]:
+        """Give all workers new settings; gives what they say of it. Raises WorkerError where one refuses.
+
+        A worker that refused, or ended meanwhile, does not hinder the others; what starts later has the new settings.
+        """
+        async with self._reloading:
+            before, self._settings = self._settings, settings
+            told = [worker.told(Message("reload", settings), _RELOAD_LIMIT) for worker in self._workers.values()]
+            answers = await asyncio.gather(*told, return_exceptions=True)
+            refusals = [answer for answer in answers if isinstance(answer, WorkerError)]
+            if refusals and len(refusals) == len(answers):
+                # All say the same: nothing has changed.
+                self._settings = before
+            for refusal in refusals:
+                raise refusal
+            said = [line for answer in answers if isinstance(answer, Message) for line in answer.value]
+            return list(dict.fromkeys(said))
+
+    async def stop(self, limit: float) -> None:
+        """Let running bodies end for `limit` seconds, then end all workers."""
+        self._stopping = True
+        for worker in list(self._workers.values()):
+            with contextlib.suppress(ConnectionError):
+                await worker.channel.send(Message("drain"))
+        if self._keepers:
+            await asyncio.wait(self._keepers, timeout=limit + _CLOSE_LIMIT if limit else 0.0)
+        for keeper in self._keepers:
+            keeper.cancel()
+        for result in await asyncio.gather(*self._keepers, return_exceptions=True):
+            if isinstance(result, Exception):
+                _log.error("a worker could not be ended", exc_info=result)
+
+    async def _keep(self, number: int) -> None:
+        loop, short_lives = asyncio.get_running_loop(), 0
+        while not self._stopping:
+            await asyncio.sleep(pause_before(short_lives))
+            began = loop.time()
+            reason = await self._live(number)
+            if self._stopping:
+                return
+            short_lives = short_lives + 1 if loop.time() - began < _SHORT_LIFE else 0
+            if not self._started[number].done():
+                # The program has not started yet, so this is nothing that time would mend.
+                self._started[number].set_exception(WorkerError(f"worker {number} did not start: {reason}"))
+                return
+            _log.error("worker %d ended (%s) and is replaced", number, reason)
+
+    async def _live(self, number: int) -> str:
+        """Run one worker to its end; gives why it ended."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = await self._spawn(number, theirs)
+        except OSError as error:
+            ours.close()
+            return str(error.strerror)
+        finally:
+            theirs.close()
+        worker = _Worker(process, await Channel.open(ours))
+        listening = asyncio.get_running_loop().create_task(worker.listen(), name=f"words of worker {number}")
+        reason = ""
+        try:
+            descriptors = [[one.fileno() for one in sockets] for sockets in self._sockets[number]]
+            await worker.told(Message("start", Task(number, self._settings, descriptors)), _START_LIMIT)
+            self._workers[number] = worker
+            if not self._started[number].done():
+                self._started[number].set_result(None)
+            await process.wait()
+        except WorkerError as error:
+            reason = str(error)
+        finally:
+            self._workers.pop(number, None)
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+            await worker.channel.close()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            status = await process.wait()
+            self._ended(process.pid)
+        return reason or _how(status)
+
+    async def _spawn(self, number: int, theirs: socket.socket) -> asyncio.subprocess.Process:
+        descriptors = [one.fileno() for sockets in self._sockets[number] for one in sockets]
+        return await asyncio.create_subprocess_exec(
+            *self._command,
+            str(theirs.fileno()),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), *descriptors),
+            env=self._environment,
+        )
+
+
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    with contextlib.suppress(ValueError):
+        return f"signal {signal.Signals(-status).name}"
+    return f"signal {-status}"
