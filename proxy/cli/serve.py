@@ -13,7 +13,7 @@ from proxy import app
 from proxy.cli.config import CONFIG_OPTION, settings_or_exit
 from proxy.cli.warnings import configuration_warnings
 from proxy.server.listener import ListenError
-from proxy.settings import Address, Settings, parse_address
+from proxy.settings import Address, Settings, load_settings, parse_address
 from proxy.storage.base import StorageError
 from proxy.telemetry.logs import setup_logging
 
@@ -29,23 +29,34 @@ def _listen_option(_context: click.Context, _option: click.Parameter, value: str
 @CONFIG_OPTION
 @click.option("--listen", callback=_listen_option, help="Listen here instead of where the file says.")
 def serve(config: Path, listen: Address | None) -> None:
-    """Run the proxy until SIGTERM."""
-    settings = settings_or_exit(config)
-    if listen is not None:
-        settings = _listening_on(settings, listen)
+    """Run the proxy until SIGTERM; SIGHUP reads the file again."""
+    settings = _listening_on(settings_or_exit(config), listen)
     setup_logging(settings.log.level, settings.log.format, settings.log.access)
     log = logging.getLogger("pullthrough")
     _raise_open_file_limit()
-    for warning in configuration_warnings(settings):
-        log.warning("%s", warning)
+    _warn(settings)
+
+    def reread() -> Settings:
+        again = _listening_on(load_settings(config), listen)
+        _warn(again)
+        return again
+
     try:
-        asyncio.run(app.serve(settings))
+        asyncio.run(app.serve(settings, reread))
     except (StorageError, ListenError, app.StartError) as error:
         log.error("%s", error)
         sys.exit(1)
 
 
-def _listening_on(settings: Settings, address: Address) -> Settings:
+def _warn(settings: Settings) -> None:
+    for warning in configuration_warnings(settings):
+        logging.getLogger("pullthrough").warning("%s", warning)
+
+
+def _listening_on(settings: Settings, address: Address | None) -> Settings:
+    """The settings with `--listen` in the place of the file's addresses, where it was given."""
+    if address is None:
+        return settings
     return settings.model_copy(update={"listen": (settings.listen[0].model_copy(update={"address": address}),)})
 
 
