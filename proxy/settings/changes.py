@@ -11,7 +11,7 @@ _MADE_AT_START = ("listen", "admin.address", "workers", "cache.directory")
 def needs_restart(old: Settings, new: Settings) -> list[str]:
     """The settings that `new` changes and a running program cannot, one line each."""
     return [
-        f"{path} has changed, which needs a restart"
+        f"{path} was changed, which needs a restart"
         for path in _MADE_AT_START
         if _value(old, path) != _value(new, path)
     ]
