@@ -41,6 +41,10 @@ def serve(config: Path, listen: Address | None) -> None:
         _warn(again)
         return again
 
+    # asyncio's own loop, not uvloop, which has no sendfile. Measured with 1 GB blobs: reading in a thread and writing
+    # cost uvloop 1.4 to 2.0 times the processor time and 14 to 45 % of the throughput of asyncio with sendfile; for
+    # small manifests it gave 20 to 32 % more requests a second. Blobs are what clients wait for, and manifests scale
+    # with workers.
     try:
         if processes.worker_count(settings) == 1:
             asyncio.run(app.serve(settings, reread))
