@@ -29,6 +29,8 @@ class BlobRequest:
     ended: int | None = None
     # The connection was ended so that bytes which had been sent may never have been read.
     reset: bool = False
+    # Whoever asked ended the connection before it had all.
+    left: bool = False
 
     @property
     def sent(self) -> tuple[int, int]:
@@ -126,13 +128,16 @@ class Record:
             position, count = offset, count + marks[offset]
         return found
 
-    def sent_twice(self, digest: str) -> list[str]:
+    def sent_twice(self, digest: str, since: int = 0) -> list[str]:
         """Every pair of requests that brought the same bytes without an excuse; a test wants it empty.
+
+        `since`: the number of the first request that counts.
 
         Excuses: the earlier one was reset; the later one began within the range of the earlier one while that was
         still on its way, which was then ended early; no ranges are honoured.
         """
         requests = [request for request in self.of(digest) if request.sent_to > request.sent_from]
+        requests = [request for request in requests if request.number >= since]
         return [
             f"{one.number}: {one.sent} and {other.number}: {other.sent}"
             for place, one in enumerate(requests)
