@@ -32,6 +32,7 @@ class BlobServer(FakeServer):
     ) -> web.StreamResponse:
         """Answer a GET of a blob; its head was not asked for."""
         asked = _asked(request, digest, len(body), len(self.record.requests))
+        asked.connection = request.transport
         self.record.begin(asked)
         try:
             return await self._act(request, asked, body, dict(headers), self._next_act(asked))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
@@ -96,6 +96,8 @@ class World:
         # Since all was well the last time: something happened that may cut bodies; wrong bytes were sent.
         self.harmed = False
         self.lied = False
+        # Somebody was served past the cache in the life of the present fill, for want of room.
+        self.passed = False
         # Where the life of the present fill begins among the requests, and what readers have had of it.
         self.life = 0
         self._had: list[tuple[int, int]] = []
@@ -154,6 +156,7 @@ class World:
         if not running or not await self._fills():
             # Only while it is being filled the blob cannot have been evicted.
             self.life, self._had, self._had_before = len(self.registry.record.requests), [], []
+            self.passed = False
 
     async def restart(self, kill: bool) -> None:
         """End the proxy, in order or as `kill -9` does, and start another on what it left."""
@@ -180,7 +183,7 @@ class World:
         for client in list(self.clients):
             assert client.task is not None
             await client.task
-            if not self.harmed:
+            if not self.harmed and not self._went_past(client.reader):
                 assert (client.reader.status, client.reader.end) == (200 if client.whole else 206, "whole")
             await self.leave(client)
         await no_fill_runs(self.proxy)
@@ -189,15 +192,15 @@ class World:
         await self._completes()
         if not self.lied:
             assert await self.proxy.metric("pullthrough_digest_mismatches_total") == 0
+            await no_fill_runs(self.proxy)
             assert self.twice() == []
-        await self.proxy.stored(await self._kept())
         self.harmed = self.lied = False
         await self.fetch_other()
 
     def twice(self) -> list[str]:
         """What was sent twice in this life; what was on its way when its asker had enough is left out."""
         record = self.registry.record
-        if self.lied:
+        if self.lied or self.passed:
             return []
         requests = [request for request in record.of(DIGEST) if request.number >= self.life]
         left = {str(request.number) for request in requests if request.left}
@@ -225,6 +228,7 @@ class World:
 
     def _check(self, client: Client) -> None:
         reader = client.reader
+        self._went_past(reader)
         if reader.status not in {200, 206}:
             assert reader.status in {0, 502, 504}
             assert self.harmed or reader.status == 0
@@ -238,19 +242,22 @@ class World:
         else:
             assert of_one_or_the_other(bytes(reader.received), right)
 
+    def _went_past(self, reader: Reader) -> bool:
+        past = "bypass" in reader.headers.get("cache-status", "")
+        self.passed |= past
+        return past
+
     async def _completes(self) -> None:
         """A request for all of it succeeds; where wrong bytes were sent, a few may be needed."""
         for _ in range(3 if self.lied else 1):
             reader = await Reader.open(self.proxy, self.path)
             await reader.rest()
+            self._went_past(reader)
             self.clock.advance(LONG)
             if reader.end == "whole":
                 break
         assert (reader.status, reader.end) == (200, "whole")
         assert reader.received == BLOB
-
-    async def _kept(self) -> int:
-        return int(await self.proxy.metric("pullthrough_cache_blobs"))
 
     async def _fills(self) -> float:
         return await self.proxy.metric("pullthrough_fills_active")
@@ -379,11 +386,13 @@ def test_any_history_of_a_fill() -> None:
     """See the module's first lines."""
     examples = int(os.environ.get("PULLTHROUGH_FILL_EXAMPLES", "0"))
     profile = settings(
-        max_examples=examples or 20,
+        max_examples=examples or 15,
         stateful_step_count=40 if examples else 20,
         derandomize=not examples,
         deadline=None,
         database=None,
+        # What threads and sockets do is not the same twice, so that there is little to shrink.
+        phases=[Phase.generate],
         print_blob=True,
         suppress_health_check=list(HealthCheck),
     )
