@@ -3,6 +3,7 @@
 All offsets are the blob's own, whatever range was asked for.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -29,11 +30,19 @@ class BlobRequest:
     ended: int | None = None
     # The connection was ended so that bytes which had been sent may never have been read.
     reset: bool = False
+    # Whoever asked ended the connection before all of it had left.
+    left: bool = False
+    connection: asyncio.Transport | None = None
 
     @property
     def sent(self) -> tuple[int, int]:
         """The bytes of the blob that were handed out: from the first to before the second."""
         return self.sent_from, self.sent_to
+
+    @property
+    def over(self) -> bool:
+        """Is its connection at its end? One that brought its answer to the last byte is kept for the next request."""
+        return self.connection is None or self.connection.is_closing()
 
     @property
     def bounded(self) -> bool:
@@ -126,13 +135,16 @@ class Record:
             position, count = offset, count + marks[offset]
         return found
 
-    def sent_twice(self, digest: str) -> list[str]:
+    def sent_twice(self, digest: str, since: int = 0) -> list[str]:
         """Every pair of requests that brought the same bytes without an excuse; a test wants it empty.
 
-        Excuses: the earlier one was reset; the later one began within the range of the earlier one while that was
-        still on its way, which was then ended early; no ranges are honoured.
+        `since`: the number of the first request that counts.
+
+        Excuses: the earlier one was reset; the later one began within the range of the earlier one, which was ended
+        early for it; no ranges are honoured.
         """
         requests = [request for request in self.of(digest) if request.sent_to > request.sent_from]
+        requests = [request for request in requests if request.number >= since]
         return [
             f"{one.number}: {one.sent} and {other.number}: {other.sent}"
             for place, one in enumerate(requests)
@@ -148,5 +160,5 @@ class Record:
 def _excused(earlier: BlobRequest, later: BlobRequest) -> bool:
     if earlier.reset or 200 in {earlier.status, later.status}:
         return True
-    still_open = earlier.ended is None or earlier.ended > later.began
-    return still_open and earlier.start < later.start < earlier.stop
+    on_its_way = earlier.ended is None or earlier.ended > later.began or earlier.over
+    return on_its_way and earlier.start < later.start < earlier.stop

@@ -32,9 +32,15 @@ class BlobServer(FakeServer):
     ) -> web.StreamResponse:
         """Answer a GET of a blob; its head was not asked for."""
         asked = _asked(request, digest, len(body), len(self.record.requests))
+        asked.connection = request.transport
         self.record.begin(asked)
         try:
             return await self._act(request, asked, body, dict(headers), self._next_act(asked))
+        except _Scripted:
+            raise
+        except (asyncio.CancelledError, ConnectionResetError):
+            asked.left = asked.ended is None
+            raise
         finally:
             self.record.end(asked)
 
@@ -126,7 +132,7 @@ def _asked(request: web.BaseRequest, digest: str, size: int, number: int) -> Blo
     return BlobRequest(number, digest, start, stop, header is not None, size, header)
 
 
-def _ended(request: web.BaseRequest, asked: BlobRequest, reset: bool) -> ConnectionResetError:
+def _ended(request: web.BaseRequest, asked: BlobRequest, reset: bool) -> "_Scripted":
     """End the connection, with RST or with FIN after what was sent; gives what is to be raised."""
     transport = request.transport
     if transport is not None and reset:
@@ -135,4 +141,8 @@ def _ended(request: web.BaseRequest, asked: BlobRequest, reset: bool) -> Connect
         transport.abort()
     elif transport is not None:
         transport.close()
-    return ConnectionResetError("as the script says")
+    return _Scripted("as the script says")
+
+
+class _Scripted(ConnectionResetError):
+    """The server itself ended the connection."""

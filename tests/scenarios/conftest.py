@@ -45,4 +45,4 @@ async def proxy(settings: MakeSettings) -> AsyncIterator[Proxy]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Resumes follow each other without the pauses that a real upstream is given."""
     monkeypatch.setattr("proxy.cache.download._FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("proxy.cache.download._LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("proxy.cache.download._LONGEST_PAUSE", 1.0)

@@ -86,7 +86,7 @@ async def test_a_wrong_blob_never_completes(proxy: Proxy, registry: FakeRegistry
     assert await proxy.metric("pullthrough_cache_bytes") == 0
 
 
-async def test_a_blob_that_breaks_off_is_cut_and_not_kept(proxy: Proxy, registry: FakeRegistry) -> None:
+async def test_a_blob_that_breaks_off_is_cut_and_not_kept(proxy: Proxy, registry: FakeRegistry, quick: None) -> None:
     """An upstream that ends early cuts the client's body short; nothing is kept, and the next pull is whole."""
     digest = registry.put("team/app", "application/octet-stream", BLOB)
     registry.cut_at = 1_000_000

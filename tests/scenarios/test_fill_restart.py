@@ -15,6 +15,7 @@ import yaml
 from proxy.settings import Settings
 from tests.fakes.acts import Act
 from tests.fakes.content import digest_of, random_bytes
+from tests.fakes.crash import copy_as_killed
 from tests.fakes.proxy import Proxy, make_settings, running
 from tests.fakes.reader import Reader
 from tests.fakes.registry import FakeRegistry
@@ -43,8 +44,8 @@ async def fill_half(proxy: Proxy, registry: FakeRegistry, path: str) -> Reader:
 @asynccontextmanager
 async def after_a_crash(tmp_path: Path, registry: FakeRegistry, number: int = 1) -> AsyncIterator[Proxy]:
     """A proxy on what `kill -9` would leave of the cache directory of the one that runs: a copy, as it is now."""
-    found, copy = tmp_path / "cache", tmp_path / f"crashed-{number}"
-    shutil.copytree(found, copy)
+    copy = tmp_path / f"crashed-{number}"
+    copy_as_killed(tmp_path / "cache", copy)
     upstream = {"url": registry.url, "connect_timeout": "1s", "read_timeout": "2s"}
     async with running(make_settings(copy, {"registry.test": upstream})) as proxy:
         yield proxy

@@ -1,0 +1,399 @@
+"""Whatever readers, an upstream and ends of the process do to a fill, in whatever order: the invariants hold.
+
+The upstream has one blob, or sends other bytes under its name. Readers come at any range, stall, go on and leave. What
+each of them is given is compared with the blob, and every byte that the upstream sends is counted.
+
+PULLTHROUGH_FILL_EXAMPLES=1000 looks at that many random histories instead of the few, always the same, of every run.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from tests.fakes.acts import Act, BlobRequest
+from tests.fakes.clock import ManualClock
+from tests.fakes.content import digest_of, random_bytes
+from tests.fakes.crash import copy_as_killed
+from tests.fakes.proxy import Proxy, make_settings, running
+from tests.fakes.reader import Reader
+from tests.fakes.registry import FakeRegistry
+from tests.fakes.server import Gate
+from tests.scenarios.fills import KIB, MIB, no_fill_runs, put
+
+# More than the first range, and no multiple of anything.
+BLOB = random_bytes(5 * MIB + 77_777, 950)
+SIZE = len(BLOB)
+DIGEST = digest_of(BLOB)
+WRONG = bytes(byte ^ 255 for byte in BLOB)
+OTHER = random_bytes(4 * MIB, 951)
+# Room for one of the two.
+MAX_SIZE = 8 * MIB
+# Beyond every back-off and `negative_ttl`.
+LONG = 600.0
+
+# What may become of a request, given its first byte and how many bytes after that it happens.
+FAULTS: dict[str, Callable[[int, int], Act]] = {
+    "fin": lambda start, count: Act(fin_at=start + count),
+    "rst": lambda start, count: Act(rst_at=start + count),
+    "stall": lambda start, count: Act(stall_at=start + count),
+    "short": lambda start, count: Act(most=count),
+    "gate": lambda start, count: Act(gate=Gate(start + count)),
+    "5xx": lambda start, count: Act(status=503),
+    "drop": lambda start, count: Act(drop=True),
+    "whole": lambda start, count: Act(whole=True),
+    "wrong": lambda start, count: Act(body=WRONG),
+}
+# After these, each with progress, every body still completes.
+HARMLESS = {"fin", "short"}
+
+offsets = st.integers(0, SIZE - 1) | st.sampled_from([0, 1, MIB, 4 * MIB - 1, 4 * MIB, 5 * MIB, SIZE - 1])
+lengths = st.none() | st.integers(1, 2 * MIB)
+counts = st.integers(1, 3 * MIB) | st.sampled_from([1, 256 * KIB, MIB])
+
+
+@dataclass
+class Client:
+    """A reader, and the task that reads as long as `reading` is set."""
+
+    reader: Reader
+    stop: int
+    whole: bool
+    reading: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        try:
+            await self.reader.head()
+            while not self.reader.end:
+                await self.reading.wait()
+                await self.reader.read(64 * KIB)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.reader.end = self.reader.end or "fin"
+        finally:
+            self.reader.leave()
+
+
+class World:
+    """The fakes, the proxy, and what has been seen."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._runs = 0
+        self.clock = ManualClock()
+        self.registry = FakeRegistry(script=self._script)
+        self.clients: list[Client] = []
+        self.faults: list[tuple[str, int]] = []
+        self.gates: list[Gate] = []
+        # Since all was well the last time: something happened that may cut bodies; wrong bytes were sent.
+        self.harmed = False
+        self.lied = False
+        # Somebody was served past the cache in the life of the present fill, for want of room.
+        self.passed = False
+        # Where the life of the present fill begins among the requests, and what readers have had of it.
+        self.life = 0
+        self._had: list[tuple[int, int]] = []
+        self._had_before: list[tuple[int, int]] = []
+        self._stop = asyncio.Event()
+        self._proxy_task: asyncio.Task[None] | None = None
+        self.proxy: Proxy
+
+    async def begin(self) -> None:
+        await self.registry.start()
+        self.path = put(self.registry, BLOB)
+        self.other = put(self.registry, OTHER, "team/other")
+        await self._start()
+
+    async def end(self) -> None:
+        await self._leave_all()
+        self.open_gates()
+        await self._end_proxy()
+        await self.registry.stop()
+
+    # What rules do.
+
+    async def come(self, start: int | None, length: int | None) -> None:
+        stop = SIZE if start is None or length is None else min(SIZE, start + length)
+        reader = await Reader.send(self.proxy, self.path, start, None if length is None else stop)
+        client = Client(reader, stop, whole=start is None)
+        client.reading.set()
+        client.task = asyncio.create_task(client.run())
+        self.clients.append(client)
+        await self.go_on(20)
+
+    async def leave(self, client: Client) -> None:
+        self._check(client)
+        self.clients.remove(client)
+        assert client.task is not None
+        client.task.cancel()
+        await asyncio.gather(client.task, return_exceptions=True)
+
+    async def go_on(self, turns: int) -> None:
+        """Let everything that can happen do so for a while."""
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    def open_gates(self) -> None:
+        for gate in self.gates:
+            gate.open()
+        self.gates.clear()
+
+    async def fetch_other(self) -> None:
+        """Another blob that needs the room: it is served, kept or not."""
+        running = await self._fills()
+        answer = await self.proxy.get(self.other)
+        assert self.harmed or answer.status == 200
+        assert answer.status != 200 or answer.body == OTHER
+        assert await self.proxy.metric("pullthrough_cache_bytes") <= MAX_SIZE
+        if not running or not await self._fills():
+            # Only while it is being filled the blob cannot have been evicted.
+            self.life, self._had, self._had_before = len(self.registry.record.requests), [], []
+            self.passed = False
+
+    async def restart(self, kill: bool) -> None:
+        """End the proxy, in order or as `kill -9` does, and start another on what it left."""
+        self.harmed = True
+        if kill:
+            target = self._directory / f"run-{self._runs + 1}"
+            copy_as_killed(self._directory / f"run-{self._runs}", target)
+            self._runs += 1
+        await self._end_proxy()
+        for client in list(self.clients):
+            client.reading.set()
+            await asyncio.gather(client.task or asyncio.sleep(0))
+            await self.leave(client)
+        # What was on its way is lost with the process; what readers had must not come again.
+        self.life, self._had_before = len(self.registry.record.requests), list(self._had)
+        await self._start()
+
+    async def settle(self) -> None:
+        """All is well again: everybody has what is right, and the account is made."""
+        self.faults.clear()
+        self.open_gates()
+        for client in self.clients:
+            client.reading.set()
+        for client in list(self.clients):
+            assert client.task is not None
+            await client.task
+            if not self.harmed and not self._went_past(client.reader):
+                assert (client.reader.status, client.reader.end) == (200 if client.whole else 206, "whole")
+            await self.leave(client)
+        await no_fill_runs(self.proxy)
+        assert self.twice() == []
+        self.clock.advance(LONG)
+        await self._completes()
+        if not self.lied:
+            assert await self.proxy.metric("pullthrough_digest_mismatches_total") == 0
+            await no_fill_runs(self.proxy)
+            assert self.twice() == []
+        self.harmed = self.lied = False
+        await self.fetch_other()
+
+    def twice(self) -> list[str]:
+        """What was sent twice in this life; what was on its way when its asker had enough is left out."""
+        record = self.registry.record
+        if self.lied or self.passed:
+            return []
+        requests = [request for request in record.of(DIGEST) if request.number >= self.life]
+        left = {str(request.number) for request in requests if request.left}
+        found = [pair for pair in record.sent_twice(DIGEST, self.life) if pair.partition(":")[0] not in left]
+        again = [
+            f"{request.number}: {request.sent}, of which a reader had {had} before the restart"
+            for request in requests
+            for had in self._had_before
+            if request.status == 206 and max(had[0], request.sent_from) < min(had[1], request.sent_to)
+        ]
+        return found + again
+
+    # How.
+
+    def _script(self, request: BlobRequest) -> Act:
+        if request.digest != DIGEST or not self.faults:
+            return Act()
+        kind, count = self.faults.pop(0)
+        self.lied |= kind == "wrong"
+        self.harmed |= kind not in HARMLESS
+        act = FAULTS[kind](request.start, count)
+        if act.gate is not None:
+            self.gates.append(act.gate)
+        return act
+
+    def _check(self, client: Client) -> None:
+        reader = client.reader
+        self._went_past(reader)
+        if reader.status not in {200, 206}:
+            assert reader.status in {0, 502, 504}
+            assert self.harmed or reader.status == 0
+            return
+        assert reader.status == (200 if client.whole else 206)
+        assert reader.size == client.stop - reader.start
+        right = BLOB[reader.start : reader.position]
+        self._had.append((reader.start, reader.position))
+        if not self.lied or (reader.start == 0 and len(reader.received) == SIZE):
+            assert reader.received == right
+        else:
+            assert of_one_or_the_other(bytes(reader.received), right)
+
+    def _went_past(self, reader: Reader) -> bool:
+        past = "bypass" in reader.headers.get("cache-status", "")
+        self.passed |= past
+        return past
+
+    async def _completes(self) -> None:
+        """A request for all of it succeeds; where wrong bytes were sent, a few may be needed."""
+        for _ in range(3 if self.lied else 1):
+            reader = await Reader.open(self.proxy, self.path)
+            await reader.rest()
+            self._went_past(reader)
+            self.clock.advance(LONG)
+            if reader.end == "whole":
+                break
+        assert (reader.status, reader.end) == (200, "whole")
+        assert reader.received == BLOB
+
+    async def _fills(self) -> float:
+        return await self.proxy.metric("pullthrough_fills_active")
+
+    async def _leave_all(self) -> None:
+        for client in list(self.clients):
+            await self.leave(client)
+
+    async def _start(self) -> None:
+        cache = {
+            "directory": str(self._directory / f"run-{self._runs}"),
+            "max_size": f"{MAX_SIZE // MIB}MiB",
+            "min_free": 0,
+        }
+        upstream = {"url": self.registry.url, "connect_timeout": "1s", "read_timeout": "200ms"}
+        configured = make_settings(Path(), {"registry.test": upstream}, cache=cache)
+        started = asyncio.Event()
+        self._stop.clear()
+
+        async def live() -> None:
+            async with running(configured, self.clock) as self.proxy:
+                started.set()
+                await self._stop.wait()
+
+        self._proxy_task = asyncio.create_task(live())
+        waiting = asyncio.create_task(started.wait())
+        await asyncio.wait({waiting, self._proxy_task}, return_when=asyncio.FIRST_COMPLETED)
+        if not started.is_set():
+            await self._proxy_task
+
+    async def _end_proxy(self) -> None:
+        self._stop.set()
+        assert self._proxy_task is not None
+        await self._proxy_task
+
+
+def of_one_or_the_other(received: bytes, right: bytes) -> bool:
+    """Is every byte the blob's, or the one that the wrong blob has there?"""
+    difference = int.from_bytes(received) ^ int.from_bytes(right)
+    return not difference.to_bytes(len(right)).translate(None, b"\x00\xff")
+
+
+class FillMachine(RuleBasedStateMachine):
+    """See the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._runner = asyncio.Runner()
+        self._folder = tempfile.TemporaryDirectory()
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr("proxy.cache.download._FIRST_PAUSE", 0.001)
+        self.world = World(Path(self._folder.name))
+        self._do(self.world.begin())
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        async def within() -> None:
+            async with asyncio.timeout(60):
+                await work
+
+        self._runner.run(within())
+
+    @rule(start=st.none() | offsets, length=lengths)
+    def reader_comes(self, start: int | None, length: int | None) -> None:
+        """Somebody wants all, or a part."""
+        self._do(self.world.come(start, length if start is not None else None))
+
+    @precondition(lambda self: self.world.clients)
+    @rule(data=st.data())
+    def reader_leaves(self, data: st.DataObject) -> None:
+        """In the middle, or at the end."""
+        self._do(self.world.leave(data.draw(st.sampled_from(self.world.clients))))
+
+    @precondition(lambda self: self.world.clients)
+    @rule(data=st.data())
+    def reader_stalls_or_goes_on(self, data: st.DataObject) -> None:
+        """It reads nothing any more, or does again."""
+        reading = data.draw(st.sampled_from(self.world.clients)).reading
+        (reading.clear if reading.is_set() else reading.set)()
+
+    @rule(kind=st.sampled_from(sorted(FAULTS)), count=counts)
+    def a_request_will_fail(self, kind: str, count: int) -> None:
+        """One of the next requests upstream meets this."""
+        self.world.faults.append((kind, count))
+
+    @rule()
+    def gates_open(self) -> None:
+        """What was stuck goes on."""
+        self.world.open_gates()
+
+    @rule(turns=st.sampled_from([10, 100, 1000]))
+    def time_passes(self, turns: int) -> None:
+        """On the loop, that is."""
+        self._do(self.world.go_on(turns))
+
+    @rule(seconds=st.sampled_from([5.0, 11.0, 400.0]))
+    def the_clock_advances(self, seconds: float) -> None:
+        """Proofs, back-offs and `negative_ttl` end."""
+        self.world.clock.advance(seconds)
+
+    @rule()
+    def another_blob_needs_the_room(self) -> None:
+        """And gets it, or goes past the cache."""
+        self._do(self.world.fetch_other())
+
+    @rule(kill=st.booleans())
+    def the_proxy_starts_anew(self, kill: bool) -> None:
+        """After an end in order, or an abrupt one."""
+        self._do(self.world.restart(kill))
+
+    @rule()
+    def all_is_well(self) -> None:
+        """And everything that was promised can be asked for."""
+        self._do(self.world.settle())
+
+    def teardown(self) -> None:
+        try:
+            self._do(self.world.settle())
+        finally:
+            self._do(self.world.end())
+            self._runner.close()
+            self._patch.undo()
+            self._folder.cleanup()
+
+
+def test_any_history_of_a_fill() -> None:
+    """See the module's first lines."""
+    examples = int(os.environ.get("PULLTHROUGH_FILL_EXAMPLES", "0"))
+    profile = settings(
+        max_examples=examples or 15,
+        stateful_step_count=40 if examples else 20,
+        derandomize=not examples,
+        deadline=None,
+        database=None,
+        # What threads and sockets do is not the same twice, so that there is little to shrink.
+        phases=[Phase.generate],
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(FillMachine, settings=profile)
