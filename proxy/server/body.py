@@ -22,7 +22,9 @@ from proxy.upstream.client import Reply
 from proxy.upstream.errors import UpstreamError
 
 # asyncio's own event loop is what this relies on: uvloop has no sendfile.
-_WINDOW = 512 * 1024
+_WINDOW = 1024 * 1024
+# What is asked of the disk beyond a window that was not in the page cache.
+_AHEAD = 8 * 1024 * 1024
 _PROBE_EVERY = 128 * 1024
 # Seconds in which a client has to take a window; kubelets give a pull up after five minutes without bytes.
 _PATIENCE = 120.0
@@ -55,6 +57,10 @@ async def send_source(exchange: Exchange, source: BlobSource, start: int, stop: 
             end = min(await source.ready(position, from_start=start == 0), stop, position + _WINDOW)
             if not _in_page_cache(source.file.fileno(), position, end):
                 await asyncio.to_thread(_read_ahead, source.file.fileno(), position, end)
+            transport = _transport(exchange)
+            sent = _send_at_once(transport, source.file.fileno(), position, end - position)
+        except ConnectionError:
+            raise
         except UpstreamError as error:
             raise cut(exchange, str(error)) from error
         except Uncacheable:
@@ -62,8 +68,6 @@ async def send_source(exchange: Exchange, source: BlobSource, start: int, stop: 
         except OSError:
             exchange.damaged = True
             return position
-        transport = _transport(exchange)
-        sent = _send_at_once(transport, source.file.fileno(), position, end - position)
         if sent < end - position:
             async with _patience(exchange):
                 rest = end - position - sent
@@ -140,7 +144,7 @@ def _transport(exchange: Exchange) -> asyncio.WriteTransport:
 def _in_page_cache(descriptor: int, start: int, end: int) -> bool:
     """Can the window be read without waiting for the disk? Looked at in a few places, without reading it."""
     probe = [bytearray(1)]
-    for offset in (*range(start, end, _PROBE_EVERY), end - 1):
+    for offset in _probes(start, end):
         try:
             os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
         except OSError as error:
@@ -151,5 +155,12 @@ def _in_page_cache(descriptor: int, start: int, end: int) -> bool:
 
 
 def _read_ahead(descriptor: int, start: int, end: int) -> None:
-    """Bring the window into the page cache. Blocks."""
-    os.pread(descriptor, end - start, start)
+    """Bring the window into the page cache, and have the disk begin with what follows. Blocks. Raises OSError."""
+    os.posix_fadvise(descriptor, start, end - start + _AHEAD, os.POSIX_FADV_WILLNEED)
+    for offset in _probes(start, end):
+        # Waits until it is there; reading all of it would only copy it.
+        os.pread(descriptor, 1, offset)
+
+
+def _probes(start: int, end: int) -> tuple[int, ...]:
+    return (*range(start, end, _PROBE_EVERY), end - 1)
