@@ -19,10 +19,8 @@ from tests.fakes.registry import FakeRegistry
 BLOB = random_bytes(3_000_000, 40)
 
 
-async def test_a_bad_sector_is_passed_by(
-    proxy: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where a blob's file cannot be read any further the body goes on with the upstream's bytes; the blob is dropped."""
+async def test_a_bad_sector_is_passed_by(proxy: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a blob's file cannot be read any further the upstream's bytes follow, and the blob is dropped."""
     path = f"/v2/a/blobs/{registry.put('a', 'application/octet-stream', BLOB)}"
     await proxy.get(path)
     await proxy.stored(1)
