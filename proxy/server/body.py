@@ -23,7 +23,7 @@ from proxy.upstream.errors import UpstreamError
 
 # asyncio's own event loop is what this relies on: uvloop has no sendfile.
 _WINDOW = 1024 * 1024
-# What is asked of the disk beyond a window that was not in the page cache.
+# How far ahead of a body the disk is asked for what is not in the page cache.
 _AHEAD = 8 * 1024 * 1024
 _PROBE_EVERY = 128 * 1024
 # Seconds in which a client has to take a window; kubelets give a pull up after five minutes without bytes.
@@ -51,12 +51,14 @@ async def send_source(exchange: Exchange, source: BlobSource, start: int, stop: 
     Raises ConnectionError where the client left, or its body had to be cut.
     """
     loop = asyncio.get_running_loop()
-    position = start
+    position = asked = start
     while position < stop:
         try:
             end = min(await source.ready(position, from_start=start == 0), stop, position + _WINDOW)
             if not _in_page_cache(source.file.fileno(), position, end):
-                await asyncio.to_thread(_read_ahead, source.file.fileno(), position, end)
+                ahead = min(position + 2 * _AHEAD, stop) if position + _AHEAD > asked else asked
+                await asyncio.to_thread(_read_in, source.file.fileno(), position, end, max(asked, position), ahead)
+                asked = ahead
             transport = _transport(exchange)
             sent = _send_at_once(transport, source.file.fileno(), position, end - position)
         except ConnectionError:
@@ -154,9 +156,13 @@ def _in_page_cache(descriptor: int, start: int, end: int) -> bool:
     return True
 
 
-def _read_ahead(descriptor: int, start: int, end: int) -> None:
-    """Bring the window into the page cache, and have the disk begin with what follows. Blocks. Raises OSError."""
-    os.posix_fadvise(descriptor, start, end - start + _AHEAD, os.POSIX_FADV_WILLNEED)
+def _read_in(descriptor: int, start: int, end: int, asked: int, ahead: int) -> None:
+    """Bring the window into the page cache; have the disk begin with what was not asked of it before. Blocks.
+
+    Raises OSError.
+    """
+    if ahead > asked:
+        os.posix_fadvise(descriptor, asked, ahead - asked, os.POSIX_FADV_WILLNEED)
     for offset in _probes(start, end):
         # Waits until it is there; reading all of it would only copy it.
         os.pread(descriptor, 1, offset)
