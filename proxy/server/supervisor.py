@@ -19,12 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxy.server.control import Channel, Message
-from proxy.server.listener import ListenError
-from proxy.settings import Address, Settings
+from proxy.settings import Settings
 
 _log = logging.getLogger("pullthrough.server")
 
-_BACKLOG = 1024
 # A worker that lived shorter than this, in seconds, is not replaced at once.
 _SHORT_LIFE = 10.0
 _FIRST_PAUSE = 0.5
@@ -51,49 +49,6 @@ class Task:
 def pause_before(short_lives: int) -> float:
     """Seconds to wait before a worker is replaced that lived shortly so many times in a row; none after the first."""
     return min(_FIRST_PAUSE * 2.0 ** (short_lives - 2), _LONGEST_PAUSE) if short_lives > 1 else 0.0
-
-
-def bind(address: Address, count: int) -> list[list[socket.socket]]:
-    """For each of `count` workers the sockets that listen on `address`. Raises ListenError. Blocks for names."""
-    made: list[list[socket.socket]] = []
-    try:
-        for _ in range(count):
-            made.append([])
-            for family, _, _, _, place in _resolved(address):
-                made[-1].append(_listening(family, place))
-                if address.port == 0:
-                    # The system has chosen; the others take the same.
-                    address = Address(address.host, made[-1][-1].getsockname()[1])
-    except OSError as error:
-        for sockets in made:
-            _close(sockets)
-        raise ListenError(f"{address} cannot be listened on: {error.strerror}") from error
-    return made
-
-
-def _resolved(address: Address) -> list[tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]]:
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return list(dict.fromkeys(found))  # type: ignore[arg-type]  # places of other families do not come from here
-
-
-def _listening(family: int, place: tuple[str, int] | tuple[str, int, int, int]) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        made.bind(place)
-        made.listen(_BACKLOG)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
-def _close(sockets: list[socket.socket]) -> None:
-    for one in sockets:
-        one.close()
 
 
 class _Worker:
@@ -138,7 +93,7 @@ class Supervisor:
         ended: Callable[[int], None],
         command: tuple[str, ...] = (sys.executable, "-m", "proxy", "worker"),
     ) -> None:
-        """`sockets`: for each worker those of each address. `ended` is told the process id of each that has ended."""
+        """`sockets`: for each worker those of each address. `ended` is told the number of each that has ended."""
         self._settings = settings
         self._count = count
         self._sockets = sockets
@@ -249,7 +204,7 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             status = await process.wait()
-            self._ended(process.pid)
+            self._ended(number)
         return reason or _how(status)
 
     async def _spawn(self, number: int, theirs: socket.socket) -> asyncio.subprocess.Process:
