@@ -159,7 +159,8 @@ async def work(descriptor: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     channel = await Channel.open(socket.socket(fileno=descriptor))
     try:
-        task: Task = (await channel.receive()).value
+        said = await channel.receive()
+        task: Task = said.value
         setup_logging(task.settings.log.level, task.settings.log.format, task.settings.log.access)
         share_metrics(task.worker)
         sockets = [[socket.socket(fileno=one) for one in several] for several in task.sockets]
@@ -167,10 +168,10 @@ async def work(descriptor: int) -> None:
         try:
             await application.start()
         except (StorageError, ListenError, StartError) as error:
-            await channel.send(Message("failed", str(error)))
+            await channel.send(Message("failed", str(error), said.number))
             return
         try:
-            await channel.send(Message("ready"))
+            await channel.send(Message("ready", number=said.number))
             await _serve_until(channel, application, stop)
         finally:
             await application.close()
@@ -204,6 +205,6 @@ async def _obey(channel: Channel, application: Application, stop: asyncio.Event)
                 stop.set()
             elif message.name == "reload":
                 try:
-                    await channel.send(Message("reloaded", await application.reload(message.value)))
+                    await channel.send(Message("reloaded", await application.reload(message.value), message.number))
                 except StartError as error:
-                    await channel.send(Message("refused", str(error)))
+                    await channel.send(Message("refused", str(error), message.number))

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxy.server.control import Channel, Message
 from proxy.settings import Settings
@@ -31,6 +31,8 @@ _START_LIMIT = 60.0
 _RELOAD_LIMIT = 30.0
 # What a worker may take to close after it has drained.
 _CLOSE_LIMIT = 5.0
+# The number of the last word.
+_LAST = 1 << 62
 
 
 class WorkerError(Exception):
@@ -58,6 +60,7 @@ class _Worker:
         self.process = process
         self.channel = channel
         self.answers: asyncio.Queue[Message] = asyncio.Queue()
+        self._told = 0
 
     async def listen(self) -> None:
         """Take in what it says, until it says nothing any more."""
@@ -66,14 +69,17 @@ class _Worker:
                 self.answers.put_nowait(await self.channel.receive())
         except ConnectionError:
             # Whoever waits for an answer has it; why it ended its status says.
-            self.answers.put_nowait(Message("failed", ""))
+            self.answers.put_nowait(Message("failed", "", _LAST))
 
     async def told(self, message: Message, limit: float) -> Message:
         """Its answer to `message`. Raises WorkerError where there is none, or it is a bad one."""
+        self._told += 1
         try:
             async with asyncio.timeout(limit):
-                await self.channel.send(message)
-                answer = await self.answers.get()
+                await self.channel.send(replace(message, number=self._told))
+                # An answer that comes too late is nobody's any more.
+                while (answer := await self.answers.get()).number < self._told:
+                    pass
         except (ConnectionError, TimeoutError):
             raise WorkerError("it does not answer") from None
         if answer.name in {"failed", "refused"}:
@@ -104,7 +110,7 @@ class Supervisor:
         self._keepers: list[asyncio.Task[None]] = []
         self._started: list[asyncio.Future[None]] = []
         self._reloading = asyncio.Lock()
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     @property
     def started(self) -> bool:
@@ -147,7 +153,7 @@ class Supervisor:
 
     async def stop(self, limit: float) -> None:
         """Let running bodies end for `limit` seconds, then end all workers."""
-        self._stopping = True
+        self._stopping.set()
         for worker in list(self._workers.values()):
             with contextlib.suppress(ConnectionError):
                 await worker.channel.send(Message("drain"))
@@ -161,11 +167,14 @@ class Supervisor:
 
     async def _keep(self, number: int) -> None:
         loop, short_lives = asyncio.get_running_loop(), 0
-        while not self._stopping:
-            await asyncio.sleep(pause_before(short_lives))
+        while not await self._stops_within(pause_before(short_lives)):
             began = loop.time()
-            reason = await self._live(number)
-            if self._stopping:
+            try:
+                reason = await self._live(number)
+            except (OSError, ValueError) as error:
+                # No descriptors left, no process: one that is missing is tried for again.
+                reason = str(error)
+            if self._stopping.is_set():
                 return
             short_lives = short_lives + 1 if loop.time() - began < _SHORT_LIFE else 0
             if not self._started[number].done():
@@ -173,6 +182,13 @@ class Supervisor:
                 self._started[number].set_exception(WorkerError(f"worker {number} did not start: {reason}"))
                 return
             _log.error("worker %d ended (%s) and is replaced", number, reason)
+
+    async def _stops_within(self, seconds: float) -> bool:
+        """Wait so long; True where the end has come, or comes meanwhile."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        return self._stopping.is_set()
 
     async def _live(self, number: int) -> str:
         """Run one worker to its end; gives why it ended."""
@@ -193,8 +209,11 @@ class Supervisor:
             self._workers[number] = worker
             if not self._started[number].done():
                 self._started[number].set_result(None)
+            if self._stopping.is_set():
+                # Everybody else was told while this one started.
+                await worker.channel.send(Message("drain"))
             await process.wait()
-        except WorkerError as error:
+        except (WorkerError, ConnectionError) as error:
             reason = str(error)
         finally:
             self._workers.pop(number, None)

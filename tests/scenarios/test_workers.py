@@ -352,5 +352,5 @@ async def test_a_reload_counts_in_both(shared: Fleet, shared_config: WriteConfig
     assert list((await statuses()).values()) == [403, 403]
     shared_config()
     shared.program.signal(signal.SIGHUP)
-    await shared.program.says("reloaded", said)
+    await shared.program.says(": reloaded", said)
     assert list((await statuses()).values()) == [200, 200]
