@@ -341,7 +341,7 @@ async def test_a_reload_counts_in_both(shared: Fleet, shared_config: WriteConfig
     edge = [{"name": "edge", "match": {"hosts": ["edge.test"]}}]
     shared_config(clusters=edge)
     shared.program.signal(signal.SIGHUP)
-    await shared.program.says("reloaded")
+    await shared.program.says(": reloaded")
     assert list((await statuses()).values()) == [403, 403]
     said = len(shared.program.lines)
     shared_config(clusters=[{"name": "default", "mode": "none"}])
@@ -354,5 +354,5 @@ async def test_a_reload_counts_in_both(shared: Fleet, shared_config: WriteConfig
     assert list((await statuses()).values()) == [403, 403]
     shared_config()
     shared.program.signal(signal.SIGHUP)
-    await shared.program.says("reloaded", said)
+    await shared.program.says(": reloaded", said)
     assert list((await statuses()).values()) == [200, 200]
