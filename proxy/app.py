@@ -2,7 +2,7 @@
 
 The order of life: the cache directory is locked, the stores opened, the pools made, then the listeners opened; the end
 runs backwards. SIGTERM turns readiness first, keeps answering until nothing runs or `shutdown_timeout` has passed, and
-then closes; a second signal does not wait.
+then closes; a second signal does not wait. SIGHUP changes the configuration of what runs.
 """
 
 import asyncio
@@ -12,9 +12,9 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from proxy.server.admin import Admin
 from proxy.server.handlers import Handlers
 from proxy.server.house import House, lifetimes_table
 from proxy.server.listener import Listener
-from proxy.settings import ConfigurationError, Settings
+from proxy.settings import ConfigurationError, Settings, applicable, needs_restart
 from proxy.storage.base import StorageError, Usage
 from proxy.storage.directory import CacheDirectory, open_directory
 from proxy.storage.disk import DiskBlobs
@@ -36,9 +36,10 @@ from proxy.storage.eviction import Policy
 from proxy.storage.metadata import DiskcacheMetadata
 from proxy.telemetry.events import Event, RequestFinished, Tell
 from proxy.telemetry.lag import watch_loop_lag
-from proxy.telemetry.logs import log_access
+from proxy.telemetry.logs import log_access, setup_logging
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import Upstream
+from proxy.upstream.configured import Upstreams
 
 _log = logging.getLogger("pullthrough")
 
@@ -48,8 +49,11 @@ _THREADS = 32
 _SWEEP_INTERVAL = 600.0
 
 
+Reload = Callable[[Settings], Awaitable[list[str]]]
+
+
 class StartError(Exception):
-    """The program cannot start. The message is one line for operators."""
+    """The program cannot start, or run on, with these settings. The message is one line for operators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,8 @@ class Application:
         self._draining = False
         self._handlers: Handlers | None = None
         self._store: DiskBlobs | None = None
+        self._upstreams = Upstreams()
+        self._circuits = Circuits(clock)
         self.listeners: list[Listener] = []
         self.admin: Listener | None = None
 
@@ -94,6 +100,34 @@ class Application:
             await self._stack.aclose()
             raise
 
+    async def reload(self, settings: Settings) -> list[str]:
+        """Let `settings` count for every request from now on; what runs goes on with what it began with.
+
+        One call at a time. Gives one line for each change that needs a restart, which is left out. Raises StartError
+        with everything as it was.
+        """
+        assert self._handlers is not None and self._store is not None  # noqa: S101 - it was started
+        left_out, old = needs_restart(self._settings, settings), self._settings
+        settings = applicable(old, settings)
+        started = await self._started(settings)
+        # Up to the new house nothing waits, so every request sees all of the change or nothing of it.
+        self._circuits.forget(self._upstreams.replace(started))
+        self._settings = settings
+        self._handlers.house = replace(
+            self._handlers.house, settings=settings, registries=Registries.of(settings.upstreams),
+            lifetimes=lifetimes_table(settings),
+        )  # fmt: skip
+        if settings.log != old.log:
+            setup_logging(settings.log.level, settings.log.format, settings.log.access)
+        await self._upstreams.close_retired()
+        if _limits(settings) != _limits(old):
+            try:
+                await self._store.limit(*_limits(settings))
+            except StorageError as error:
+                # The limits count all the same, and the next fill evicts.
+                _log.warning("%s", error)
+        return left_out
+
     async def drain(self) -> None:
         """Turn readiness, and wait until no request runs, `shutdown_timeout` at most."""
         self._draining = True
@@ -107,9 +141,6 @@ class Application:
         self._draining = True
         await self._stack.aclose()
 
-    async def reload(self, settings: Settings) -> list[str]:
-        raise StartError("not yet")
-
     async def _house(self) -> House:
         settings, clock, tell = self._settings, self._clock, self._tell
         worker = self._place.worker if self._place is not None else None
@@ -118,9 +149,11 @@ class Application:
         metadata = DiskcacheMetadata(directory.metadata)
         self._stack.push_async_callback(metadata.close)
         await metadata.open()
-        upstreams = await self._upstreams()
+        upstreams, circuits = self._upstreams, self._circuits
+        self._stack.push_async_callback(upstreams.close)
+        upstreams.replace(await self._started(settings))
         records = Records(metadata, clock)
-        rights, circuits = Rights(records, clock), Circuits(clock)
+        rights = Rights(records, clock)
         manifests = Manifests(upstreams, records, rights, circuits, clock, tell)
         blobs = Blobs(upstreams, store, records, rights, circuits, clock, tell, worker)
         lists = Lists(upstreams, records, rights, circuits, clock, tell)
@@ -131,16 +164,15 @@ class Application:
             directory.key, tell,
         )  # fmt: skip
 
-    async def _upstreams(self) -> dict[str, Upstream]:
+    async def _started(self, settings: Settings) -> dict[str, Upstream]:
+        """An upstream for each registry; none has a connection yet. Raises StartError."""
         upstreams = {}
-        for registry, settings in self._settings.upstreams.items():
-            upstream = Upstream(registry, settings, self._tell, self._clock)
-            self._stack.push_async_callback(upstream.close)
+        for registry, described in settings.upstreams.items():
+            upstream = upstreams[registry] = Upstream(registry, described, self._tell, self._clock)
             try:
                 await upstream.start()
             except (OSError, ssl.SSLError) as error:
-                raise StartError(f"the ca of {registry} cannot be used: {settings.ca}: {error}") from error
-            upstreams[registry] = upstream
+                raise StartError(f"the ca of {registry} cannot be used: {described.ca}: {error}") from error
         return upstreams
 
     async def _listen(self, handlers: Handlers) -> None:
@@ -185,8 +217,8 @@ async def open_store(
     alone = worker is None
     directory = await asyncio.to_thread(open_directory, settings.cache.directory, alone)
     stack.callback(directory.close)
-    limits = settings.cache.max_size, settings.cache.min_free
-    store = DiskBlobs(directory, *limits, tell, policy=_policy(settings), worker=worker or 0)
+    max_size, min_free, policy = _limits(settings)
+    store = DiskBlobs(directory, max_size, min_free, tell, policy=policy, worker=worker or 0)
     stack.push_async_callback(store.close)
     await store.start(recover=alone)
     if alone:
@@ -194,10 +226,12 @@ async def open_store(
     return directory, store
 
 
-async def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Raises StorageError, ListenError or StartError where the start fails."""
-    stop = asyncio.Event()
-    now = asyncio.Event()
+async def serve(settings: Settings, reread: Callable[[], Settings]) -> None:
+    """Run until SIGTERM or SIGINT; at SIGHUP go on with what `reread`, called in a thread, gives.
+
+    Raises StorageError, ListenError or StartError where the start fails.
+    """
+    stop, now, hangup = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def signalled() -> None:
         (now if stop.is_set() else stop).set()
@@ -206,14 +240,14 @@ async def serve(settings: Settings) -> None:
     use_threads(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    # Its default would end the process, and operators send it to daemons out of habit.
-    loop.add_signal_handler(signal.SIGHUP, _log.warning, "reloading is not available in this version: restart instead")
+    # From now on, since its default would end the process; one that comes during the start is looked at after it.
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
     application = Application(settings)
     await application.start()
     try:
         where = ", ".join(str(listener.address) for listener in application.listeners)
         _log.info("serving on %s, admin on %s", where, settings.admin.address)
-        await stop.wait()
+        await first_of(stop.wait(), reload_at(hangup, application.reload, reread))
         _log.info("shutting down: running bodies may end within %g s", settings.shutdown_timeout)
         await first_of(application.drain(), now.wait())
     finally:
@@ -221,38 +255,24 @@ async def serve(settings: Settings) -> None:
     _log.info("stopped")
 
 
-Reload = Callable[[Settings], Awaitable[list[str]]]
-
-
-@contextlib.asynccontextmanager
-async def reload_on(number: signal.Signals, reread: Callable[[], Settings], reload: Reload) -> AsyncIterator[None]:
-    """Inside, the signal makes `reread` read the configuration again and `reload` put it in force, one at a time."""
-    loop, again = asyncio.get_running_loop(), asyncio.Event()
-
-    async def whenever() -> None:
-        while True:
-            await again.wait()
-            again.clear()
-            try:
-                lines = await reload(await asyncio.to_thread(reread))
-            except ConfigurationError as error:
-                for mistake in error.mistakes:
-                    _log.error("%s", mistake)
-                _log.error("the configuration was not reloaded: the running one stays in force")
-            except StartError as error:
-                _log.error("the configuration was not reloaded: %s", error)
-            else:
-                for line in lines:
-                    _log.warning("%s", line)
-                _log.info("reloaded")
-
-    loop.add_signal_handler(number, again.set)
-    task = loop.create_task(whenever(), name="reload")
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(number)
-        await end_task(task)
+async def reload_at(hangup: asyncio.Event, reload: Reload, reread: Callable[[], Settings]) -> None:
+    """Reload whenever `hangup` is set, until cancelled; one that comes during a reload has its own after it."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        try:
+            left_out = await reload(await asyncio.to_thread(reread))
+        except ConfigurationError as error:
+            for mistake in error.mistakes:
+                _log.error("not reloaded, the running configuration stays: %s", mistake)
+        except StartError as error:
+            _log.error("not reloaded, the running configuration stays: %s", error)
+        except Exception:  # noqa: BLE001 - whatever it is, the next SIGHUP is to be heard
+            _log.exception("the reload failed")
+        else:
+            for line in left_out:
+                _log.warning("%s", line)
+            _log.info("reloaded" + (", except for what needs a restart" if left_out else ""))
 
 
 def use_threads(loop: asyncio.AbstractEventLoop) -> None:
@@ -268,13 +288,14 @@ async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
         await end_task(task)
 
 
-def _policy(settings: Settings) -> Policy:
-    """What eviction goes by."""
-    return Policy(
+def _limits(settings: Settings) -> tuple[int, int, Policy]:
+    """What the store keeps to: `max_size` and `min_free` in bytes, and what eviction goes by."""
+    policy = Policy(
         settings.cache.keep,
         {name: upstream.cache_share for name, upstream in settings.upstreams.items()},
         {cluster.name: cluster.cache_share for cluster in settings.clusters},
     )
+    return settings.cache.max_size, settings.cache.min_free, policy
 
 
 async def _sweep(store: DiskBlobs) -> None:

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from proxy.app import Application, Place, StartError, end_task, first_of, open_store, reload_on, use_threads
+from proxy.app import Application, Place, StartError, end_task, first_of, open_store, reload_at, use_threads
 from proxy.server.admin import Admin
 from proxy.server.control import Channel, Message
 from proxy.server.listener import Listener, ListenError
@@ -45,11 +45,12 @@ def of_one(settings: Settings, workers: int) -> Settings:
 
 async def supervise(settings: Settings, reread: Callable[[], Settings]) -> None:
     """Run workers until SIGTERM or SIGINT. Raises StorageError, ListenError or StartError where the start fails."""
-    stop, now = asyncio.Event(), asyncio.Event()
+    stop, now, hangup = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     use_threads(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: (now if stop.is_set() else stop).set())
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
     async with contextlib.AsyncExitStack() as stack:
         fleet = _Fleet(settings, stack)
         starting = loop.create_task(fleet.start(), name="start of the workers")
@@ -60,8 +61,7 @@ async def supervise(settings: Settings, reread: Callable[[], Settings]) -> None:
             starting.result()
             where = ", ".join(str(address) for address in fleet.addresses)
             _log.info("serving on %s by %d workers, admin on %s", where, fleet.count, fleet.admin)
-            async with reload_on(signal.SIGHUP, reread, fleet.reload):
-                await stop.wait()
+            await first_of(stop.wait(), reload_at(hangup, fleet.reload, reread))
             _log.info("shutting down: running bodies may end within %g s", settings.shutdown_timeout)
             fleet.draining = True
             await first_of(fleet.drain(), now.wait())

@@ -10,7 +10,7 @@ Invariants:
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Collection, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
 from proxy.cache.ask import Ask, Clock, Records, Rights
@@ -68,6 +68,10 @@ class Circuits:
         """`subject` was answered."""
         for scope in subject.scopes():
             self._circuits.pop(scope, None)
+
+    def forget(self, registries: Collection[str]) -> None:
+        """Other upstreams serve `registries` now: how those before them failed says nothing."""
+        self._circuits = {scope: circuit for scope, circuit in self._circuits.items() if scope[1] not in registries}
 
     def raise_if_hopeless(self, subject: Subject) -> None:
         """Raise LeftAlone where asking is pointless now: no connection, or a rate limit that still runs.

@@ -360,7 +360,7 @@ class Fill:
 
 def user_of(ask: Ask) -> User:
     """For whom the store keeps what `ask` wants."""
-    return User(ask.repository.registry, str(ask.repository), ask.cluster)
+    return User(ask.repository.registry, ask.repository.name, ask.cluster)
 
 
 def _hash_piece(hasher: Hasher, descriptor: int, position: int, buffer: memoryview) -> None:

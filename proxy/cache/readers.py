@@ -11,8 +11,8 @@ from typing import BinaryIO, Protocol
 
 from proxy.cache.ask import Ask
 
-_WAKE_BYTES = 256 * 1024
-_WAKE_SECONDS = 0.02
+_WAKE_BYTES = 512 * 1024
+_WAKE_SECONDS = 0.05
 
 
 class Served(Protocol):

@@ -29,31 +29,41 @@ def _listen_option(_context: click.Context, _option: click.Parameter, value: str
 @CONFIG_OPTION
 @click.option("--listen", callback=_listen_option, help="Listen here instead of where the file says.")
 def serve(config: Path, listen: Address | None) -> None:
-    """Run the proxy until SIGTERM."""
-    settings = settings_or_exit(config)
-    if listen is not None:
-        settings = _listening_on(settings, listen)
+    """Run the proxy until SIGTERM; SIGHUP reads the file again."""
+    settings = _listening_on(settings_or_exit(config), listen)
     setup_logging(settings.log.level, settings.log.format, settings.log.access)
     log = logging.getLogger("pullthrough")
     _raise_open_file_limit()
-    for warning in configuration_warnings(settings):
-        log.warning("%s", warning)
+    _warn(settings)
+
+    def reread() -> Settings:
+        again = _listening_on(load_settings(config), listen)
+        _warn(again)
+        return again
+
+    # asyncio's own loop, not uvloop, which has no sendfile. Measured with 1 GB blobs: reading in a thread and writing
+    # cost uvloop 1.4 to 2.0 times the processor time and 14 to 45 % of the throughput of asyncio with sendfile; for
+    # small manifests it gave 20 to 32 % more requests a second. Blobs are what clients wait for, and manifests scale
+    # with workers.
     try:
         if processes.worker_count(settings) == 1:
-            asyncio.run(app.serve(settings))
+            asyncio.run(app.serve(settings, reread))
         else:
-            asyncio.run(processes.supervise(settings, lambda: _settings(config, listen)))
+            asyncio.run(processes.supervise(settings, reread))
     except (StorageError, ListenError, app.StartError) as error:
         log.error("%s", error)
         sys.exit(1)
 
 
-def _settings(config: Path, listen: Address | None) -> Settings:
-    settings = load_settings(config)
-    return settings if listen is None else _listening_on(settings, listen)
+def _warn(settings: Settings) -> None:
+    for warning in configuration_warnings(settings):
+        logging.getLogger("pullthrough").warning("%s", warning)
 
 
-def _listening_on(settings: Settings, address: Address) -> Settings:
+def _listening_on(settings: Settings, address: Address | None) -> Settings:
+    """The settings with `--listen` in the place of the file's addresses, where it was given."""
+    if address is None:
+        return settings
     return settings.model_copy(update={"listen": (settings.listen[0].model_copy(update={"address": address}),)})
 
 

@@ -3,10 +3,15 @@
 import resource
 from collections.abc import Iterator
 
+from proxy.processes import of_one, worker_count
 from proxy.settings import Settings
 
-# Connections of clients, and the file that each of them reads, beside those to upstreams.
+# A thousand nodes at once, and the file that each of them reads.
 _FILES_FOR_CLIENTS = 2048
+# Listeners, logs, the stores, libraries.
+_FILES_OF_ITS_OWN = 64
+# An upstream has connections for blobs and as many for all else; what comes in for a blob goes into a file and its map.
+_FILES_A_CONNECTION = 4
 
 
 def configuration_warnings(settings: Settings) -> Iterator[str]:
@@ -38,6 +43,9 @@ def _unused_credentials(settings: Settings) -> Iterator[str]:
 
 def _open_files(settings: Settings) -> Iterator[str]:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    need = _FILES_FOR_CLIENTS + 2 * sum(upstream.max_connections for upstream in settings.upstreams.values())
+    # All clients may come to one of several workers; connections to upstreams are shared out among them.
+    share = of_one(settings, worker_count(settings))
+    connections = sum(upstream.max_connections for upstream in share.upstreams.values())
+    need = _FILES_OF_ITS_OWN + _FILES_FOR_CLIENTS + _FILES_A_CONNECTION * connections
     if limit != resource.RLIM_INFINITY and limit < need:
-        yield f"the open-file limit is {limit}; at least {need} is advised (ulimit -n, LimitNOFILE=)"
+        yield f"the open-file limit is {limit}; at least {need} a process is advised (ulimit -n, LimitNOFILE=)"

@@ -22,7 +22,9 @@ from proxy.upstream.client import Reply
 from proxy.upstream.errors import UpstreamError
 
 # asyncio's own event loop is what this relies on: uvloop has no sendfile.
-_WINDOW = 512 * 1024
+_WINDOW = 1024 * 1024
+# How far ahead of a body the disk is asked for what is not in the page cache.
+_AHEAD = 8 * 1024 * 1024
 _PROBE_EVERY = 128 * 1024
 # Seconds in which a client has to take a window; kubelets give a pull up after five minutes without bytes.
 _PATIENCE = 120.0
@@ -49,12 +51,18 @@ async def send_source(exchange: Exchange, source: BlobSource, start: int, stop: 
     Raises ConnectionError where the client left, or its body had to be cut.
     """
     loop = asyncio.get_running_loop()
-    position = start
+    position = asked = start
     while position < stop:
         try:
             end = min(await source.ready(position, from_start=start == 0), stop, position + _WINDOW)
             if not _in_page_cache(source.file.fileno(), position, end):
-                await asyncio.to_thread(_read_ahead, source.file.fileno(), position, end)
+                ahead = min(position + 2 * _AHEAD, stop) if position + _AHEAD > asked else asked
+                await asyncio.to_thread(_read_in, source.file.fileno(), position, end, max(asked, position), ahead)
+                asked = ahead
+            transport = _transport(exchange)
+            sent = _send_at_once(transport, source.file.fileno(), position, end - position)
+        except ConnectionError:
+            raise
         except UpstreamError as error:
             raise cut(exchange, str(error)) from error
         except Uncacheable:
@@ -62,8 +70,13 @@ async def send_source(exchange: Exchange, source: BlobSource, start: int, stop: 
         except OSError:
             exchange.damaged = True
             return position
-        async with _patience(exchange):
-            sent = await loop.sendfile(_transport(exchange), source.file, position, end - position)
+        if sent < end - position:
+            async with _patience(exchange):
+                rest = end - position - sent
+                sent += await loop.sendfile(transport, source.file, position + sent, rest)
+        else:
+            # A client that is faster than the disk must not have the loop for itself.
+            await asyncio.sleep(0)
         exchange.bytes_sent += sent
         position += sent
         if not sent:
@@ -110,6 +123,19 @@ async def _patience(exchange: Exchange) -> AsyncIterator[None]:
         raise BodyCut("the client stopped reading") from None
 
 
+def _send_at_once(transport: asyncio.WriteTransport, descriptor: int, position: int, count: int) -> int:
+    """Send what the socket takes now; gives how much that was.
+
+    It is what asyncio's sendfile tries first, without what it costs to wait. Raises OSError.
+    """
+    if transport.get_write_buffer_size() or transport.get_extra_info("sslcontext") is not None:
+        return 0
+    try:
+        return os.sendfile(transport.get_extra_info("socket").fileno(), descriptor, position, count)
+    except BlockingIOError:
+        return 0
+
+
 def _transport(exchange: Exchange) -> asyncio.WriteTransport:
     transport = exchange.request.transport
     if transport is None or transport.is_closing():
@@ -120,7 +146,7 @@ def _transport(exchange: Exchange) -> asyncio.WriteTransport:
 def _in_page_cache(descriptor: int, start: int, end: int) -> bool:
     """Can the window be read without waiting for the disk? Looked at in a few places, without reading it."""
     probe = [bytearray(1)]
-    for offset in (*range(start, end, _PROBE_EVERY), end - 1):
+    for offset in _probes(start, end):
         try:
             os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
         except OSError as error:
@@ -130,6 +156,17 @@ def _in_page_cache(descriptor: int, start: int, end: int) -> bool:
     return True
 
 
-def _read_ahead(descriptor: int, start: int, end: int) -> None:
-    """Bring the window into the page cache. Blocks."""
-    os.pread(descriptor, end - start, start)
+def _read_in(descriptor: int, start: int, end: int, asked: int, ahead: int) -> None:
+    """Bring the window into the page cache; have the disk begin with what was not asked of it before. Blocks.
+
+    Raises OSError.
+    """
+    if ahead > asked:
+        os.posix_fadvise(descriptor, asked, ahead - asked, os.POSIX_FADV_WILLNEED)
+    for offset in _probes(start, end):
+        # Waits until it is there; reading all of it would only copy it.
+        os.pread(descriptor, 1, offset)
+
+
+def _probes(start: int, end: int) -> tuple[int, ...]:
+    return (*range(start, end, _PROBE_EVERY), end - 1)

@@ -1,5 +1,6 @@
 """The configuration: pydantic models, read from YAML, checked whole, all mistakes at once."""
 
+from proxy.settings.changes import applicable, needs_restart
 from proxy.settings.load import ConfigurationError, load_settings
 from proxy.settings.models import (
     ClusterSettings,
@@ -23,7 +24,9 @@ __all__ = [
     "MatchSettings",
     "Settings",
     "UpstreamSettings",
+    "applicable",
     "check_url",
     "load_settings",
+    "needs_restart",
     "parse_address",
 ]

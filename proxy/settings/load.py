@@ -56,7 +56,7 @@ def load_settings(file: Path, environment: Mapping[str, str] = os.environ) -> Se
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        # The file is read once, at the start, by a person's command: nothing else waits for it.
+        # A command reads it, or a thread when the file is read again: nothing else waits for it.
         document = yaml.load(file.read_bytes(), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigurationError([f"{file}: {error.strerror}"]) from error

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -94,6 +94,12 @@ class DiskBlobs:
 
         known = await self._run(start, f"the blobs in {self._places.blobs} cannot be listed")
         self._known = {digest: _Known(size, 0.0) for digest, size in known.items()}
+
+    async def limit(self, max_size: int, min_free: int, policy: Policy) -> None:
+        """Keep to other limits (bytes) from now on, and evict down to them. Raises StorageError."""
+        self._policy = policy
+        self._shelf = replace(self._ready, max_size=max_size, min_free=min_free, policy=policy)
+        await self._run(partial(room.evict_down, self._shelf), "there cannot be evicted down to the new limits")
 
     async def close(self) -> None:
         """Tell the index what waits, and give up all claims. No other method may be called afterwards."""

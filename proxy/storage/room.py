@@ -218,6 +218,11 @@ def open_index(shelf: Shelf, mend: bool) -> None:
     except sqlite3.DatabaseError:
         shelf.index.make_anew()
         recover(shelf)
+    evict_down(shelf)
+
+
+def evict_down(shelf: Shelf) -> None:
+    """Evict down to the limits. Raises OSError."""
     # What cannot go stays: nothing is begun until it has.
     with contextlib.suppress(NoRoom), shelf.index.transaction():
         make_room(shelf, 0)

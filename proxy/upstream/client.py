@@ -8,18 +8,15 @@ Invariants:
 
 import asyncio
 import json
-import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import aiohttp
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from proxy import __version__
 from proxy.oci.errors import code_in_body
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal
@@ -39,6 +36,7 @@ from proxy.upstream.errors import (
     UpstreamRejected,
     failure_of,
 )
+from proxy.upstream.pools import Pools
 from proxy.upstream.slots import Slots
 
 Kind = Literal["manifest", "blob", "tags", "referrers", "other"]
@@ -48,8 +46,8 @@ HEAD_LIMIT = 24.0
 _MOST_REDIRECTS = 6
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ERROR_BODY_LIMIT = 64 * 1024
-# A stream holds twice this at most while its last piece is being written.
-_READ_BUFFER = 512 * 1024
+# What of an upstream's settings others act upon.
+_NOT_OURS = {"default", "manifests", "cache_share"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +136,7 @@ class Upstream:
         self._tell = tell
         self._clock = clock
         self._head_limit = head_limit
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self.pools = Pools(settings)
         # Whose turn it is to take blobs from here; taken by whoever asks for one, before the request.
         self.slots = Slots(settings.max_connections)
         self.parallel = settings.parallel
@@ -148,28 +146,18 @@ class Upstream:
         )
 
     async def start(self) -> None:
-        """Make the connection pools. Raises OSError or ssl.SSLError where the `ca` file cannot be used."""
-        context = await asyncio.to_thread(_ssl_context, self._settings.ca)
-        for pool in ("metadata", "blobs"):
-            self._sessions[pool] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._settings.max_connections, ssl=context),
-                timeout=aiohttp.ClientTimeout(
-                    total=None,
-                    sock_connect=self._settings.connect_timeout,
-                    sock_read=self._settings.read_timeout,
-                ),
-                # Digests are of the bytes as they travel; cookies would make one client's answers another's.
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"User-Agent": f"pullthrough/{__version__}", "Accept-Encoding": "identity"},
-                read_bufsize=_READ_BUFFER,
-            )
+        """Get ready; no connection is opened. Raises OSError or ssl.SSLError where the `ca` file cannot be used."""
+        await self.pools.start()
 
     async def close(self) -> None:
         """End all connections."""
-        for session in self._sessions.values():
-            await session.close()
-        self._sessions.clear()
+        await self.pools.close()
+
+    def is_like(self, other: "Upstream") -> bool:
+        """Would requests to `other` go the same way with the same credential? Both are started."""
+        ours, theirs = (one._settings.model_dump(exclude=_NOT_OURS) for one in (self, other))
+        # The file may be another one under the same name.
+        return ours == theirs and self.pools.ca == other.pools.ca
 
     @asynccontextmanager
     async def request(self, call: Call) -> AsyncIterator[Reply]:
@@ -178,17 +166,18 @@ class Upstream:
         Raises UpstreamRefused (401, 403), UpstreamMissing (404), UpstreamRejected (other 4xx), UpstreamFailure (no
         connection, no head in time, 429, 5xx) or UpstreamInvalid.
         """
-        try:
-            async with asyncio.timeout(self._head_limit):
-                reply, response = await self._authorised(call)
-        except NETWORK_ERRORS as error:
-            # Only the head limit gets here: what the network raises was told and translated where it was met.
-            raise failure_of(error, self.registry) from error
-        try:
-            yield reply
-        finally:
-            # Back to the pool, or closed where the body was not read to its end.
-            response.release()
+        async with self.pools.in_use():
+            try:
+                async with asyncio.timeout(self._head_limit):
+                    reply, response = await self._authorised(call)
+            except NETWORK_ERRORS as error:
+                # Only the head limit gets here: what the network raises was told and translated where it was met.
+                raise failure_of(error, self.registry) from error
+            try:
+                yield reply
+            finally:
+                # Back to the pool, or closed where the body was not read to its end.
+                response.release()
 
     async def _authorised(self, call: Call) -> tuple[Reply, aiohttp.ClientResponse]:
         """The call with a token: the one that is known, and where the upstream wants another, one fresh attempt."""
@@ -235,7 +224,7 @@ class Upstream:
         headers = dict(call.headers)
         if authorization is not None:
             headers["Authorization"] = authorization
-        session = self._sessions["blobs" if call.kind == "blob" and not call.small else "metadata"]
+        session = self.pools.pool("blobs" if call.kind == "blob" and not call.small else "metadata")
         try:
             response = await session.request(
                 call.method, url, headers=headers, allow_redirects=False, proxy=self._settings.proxy
@@ -302,7 +291,7 @@ class Upstream:
 
     async def _ask_token_server(self, request: TokenRequest) -> dict[str, object]:
         """Ask for a token; no redirect is followed. Raises UpstreamRefused or UpstreamFailure."""
-        session, credential = self._sessions["metadata"], request.credential
+        session, credential = self.pools.pool("metadata"), request.credential
         try:
             if credential is not None and credential.identity_token:
                 form = dict(request.parameters) | {
@@ -359,11 +348,3 @@ def _credential_source(registry: str, settings: UpstreamSettings) -> CredentialS
         return None
     host = URL(settings.url).authority
     return CredentialSource(settings.credentials, dict.fromkeys([registry, host, *settings.aliases]))
-
-
-def _ssl_context(ca: Path | None) -> ssl.SSLContext:
-    """The system's certificate authorities, and the upstream's own besides."""
-    context = ssl.create_default_context()
-    if ca is not None:
-        context.load_verify_locations(cafile=ca)
-    return context

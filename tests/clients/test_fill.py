@@ -7,11 +7,13 @@ from tests.clients.nodes import KINDS
 from tests.clients.process import program, run
 from tests.clients.proxy_process import REGISTRY
 
+# Room for the image's manifests, which are counted as well.
+MANIFESTS = 64 * 1024
 CLIENTS = 16
 
 
 def test_sixteen_clients_cost_one_download(origin: Origin, start_proxy: StartProxy) -> None:
-    """16 crane processes want a cold blob of 100 MB at once: the upstream sends it to one request."""
+    """16 crane processes want a cold blob of 100 MB at once: the upstream sends each of its bytes once."""
     digest = origin.blob
     proxy = start_proxy()
     mark = origin.upstream.mark()
@@ -24,7 +26,8 @@ def test_sixteen_clients_cost_one_download(origin: Origin, start_proxy: StartPro
 
     assert sums == [digest.removeprefix("sha256:")] * CLIENTS
     fetched = [request for request in origin.upstream.requests(mark) if request.on_blob]
-    assert [request.method for request in fetched] == ["GET"]
+    # Those that joined are proved by HEAD at most; the bytes come by ranges, one after the other or a few at a time.
+    assert {request.method for request in fetched} <= {"GET", "HEAD"}
     size = proxy.blob_file(digest).stat().st_size
     assert size <= proxy.metric("pullthrough_upstream_bytes_total", registry=REGISTRY) <= 1.01 * size
     assert proxy.metric("pullthrough_client_bytes_total", kind="blob") == CLIENTS * size
@@ -32,7 +35,7 @@ def test_sixteen_clients_cost_one_download(origin: Origin, start_proxy: StartPro
 
 
 def test_parallel_ranges_cost_one_download(origin: Origin, start_proxy: StartProxy) -> None:
-    """containerd 2.x fetches a cold layer of 200 MB in open-ended ranges, closed early: still one request a blob."""
+    """containerd 2.x fetches a cold layer of 200 MB in open-ended ranges, closed early: each byte is asked for once."""
     kind, image = KINDS["containerd-2-parallel"], origin.large
     proxy = start_proxy()
     mark = origin.upstream.mark()
@@ -40,7 +43,9 @@ def test_parallel_ranges_cost_one_download(origin: Origin, start_proxy: StartPro
     with kind.node(proxy) as client:
         assert client.pull(image.repository, image.tag) == image.digest
 
-    fetched = [request.path.rpartition("/")[2] for request in origin.upstream.requests(mark) if request.on_blob]
-    assert sorted(fetched) == sorted(image.blobs)
+    fetched = {request.path.rpartition("/")[2] for request in origin.upstream.requests(mark) if request.on_blob}
+    assert fetched == set(image.blobs)
+    size = sum(proxy.blob_file(digest).stat().st_size for digest in image.blobs)
+    assert proxy.metric("pullthrough_upstream_bytes_total", registry=REGISTRY) <= 1.01 * size + MANIFESTS
     ranges = proxy.metric("pullthrough_requests_total", kind="blob", status="206")
     assert ranges > len(image.blobs), "the layer was not fetched in ranges"

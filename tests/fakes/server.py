@@ -43,6 +43,12 @@ class FakeServer:
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         raise NotImplementedError
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected now."""
+        assert self._runner is not None and self._runner.server is not None
+        return len(self._runner.server.connections)
+
     def count(self, method: str, part: str) -> int:
         """How many requests with `method` had `part` in their path."""
         return sum(1 for seen in self.seen if seen.method == method and part in seen.path)

@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from proxy.server import body
 from proxy.settings import Settings
 from proxy.storage.base import StorageError
 from proxy.storage.partial import DiskPartial
@@ -18,7 +19,31 @@ from tests.fakes.registry import FakeRegistry
 BLOB = random_bytes(3_000_000, 40)
 
 
-async def test_a_bad_sector_cuts_the_body_and_drops_the_blob(
+async def test_a_bad_sector_is_passed_by(proxy: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a blob's file cannot be read any further the upstream's bytes follow, and the blob is dropped."""
+    path = f"/v2/a/blobs/{registry.put('a', 'application/octet-stream', BLOB)}"
+    await proxy.get(path)
+    await proxy.stored(1)
+    send = body._send_at_once
+
+    def bad_sector(transport: asyncio.WriteTransport, descriptor: int, position: int, count: int) -> int:
+        if position > 1_000_000:
+            raise OSError(5, os.strerror(5))
+        return send(transport, descriptor, position, count)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(body, "_send_at_once", bad_sector)
+        answer = await proxy.get(path)
+    assert (answer.status, answer.body) == (200, BLOB)
+    rest = registry.record.requests[-1]
+    assert 1_000_000 < rest.start < rest.stop == len(BLOB)
+    await proxy.stored(0)
+    again = await proxy.get(path)
+    assert again.body == BLOB
+    await proxy.stored(1)
+
+
+async def test_a_bad_sector_in_the_middle_of_a_window_cuts_the_body(
     proxy: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No second answer is written into a body: it is cut, and the next pull brings the blob anew."""
@@ -34,6 +59,8 @@ async def test_a_bad_sector_cuts_the_body_and_drops_the_blob(
         return await sendfile(transport, file, offset, count)
 
     with monkeypatch.context() as broken:
+        # As if the socket took nothing at once, so that asyncio waits for it.
+        broken.setattr(body, "_send_at_once", lambda *_: 0)
         broken.setattr(loop, "sendfile", bad_sector)
         with pytest.raises(aiohttp.ClientPayloadError):
             await proxy.get(path)

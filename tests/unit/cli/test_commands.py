@@ -49,7 +49,7 @@ def test_check_config_reports_five_mistakes_at_once(tmp_path: Path) -> None:
     """All of them with their paths, exit 2, nothing on standard output."""
     file = tmp_path / "bad.yaml"
     file.write_text(
-        "workers: 3\ncache: {max_size: big}\nupstreams: {a.test: {url: nowhere}}\n"
+        "workers: 0\ncache: {max_size: big}\nupstreams: {a.test: {url: nowhere}}\n"
         "clusters: [{name: a, upstreams: [b.test]}]\nlog: {level: loud}\n"
     )
     result = run("check-config", file)
