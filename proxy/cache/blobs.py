@@ -47,6 +47,8 @@ from proxy.upstream.pools import Pool
 # No `negative_ttl` in use is longer; what is older is dropped.
 _LONGEST_WRONG = 86400.0
 _LOG_INTERVAL = 60.0
+# For so long, in seconds, a blob that could not be kept is not tried to be kept again.
+_TROUBLED = 10.0
 
 _log = logging.getLogger("pullthrough.cache")
 
@@ -134,6 +136,7 @@ class Blobs:
         self._wrong: dict[tuple[str, Digest], float] = {}
         self._worker = worker
         self._last_logged = 0.0
+        self._troubled: dict[Digest, float] = {}
         self._attempts: Attempts[int] = Attempts("blob", records, rights, circuits, clock)
 
     async def open(self, ask: Ask, digest: Digest, range_header: str | None) -> BlobAnswer:
@@ -147,6 +150,7 @@ class Blobs:
                 stored = await self._open_stored(ask, digest)
                 if stored is not None:
                     return await self._present(ask, digest, stored)
+            self._raise_if_troubled(digest)
             if starts_past_zero(range_header):
                 await self._raise_if_wrong(ask, digest)
             return await self._open_filling(ask, digest, first_position(range_header))
@@ -259,9 +263,20 @@ class Blobs:
     async def _run_fill(self, fill: Fill) -> None:
         try:
             await fill.run()
+            if isinstance(fill.error, Uncacheable):
+                self._troubled = {key: at for key, at in self._troubled.items() if self._is_recent(at)}
+                self._troubled[fill.digest] = self._clock()
         finally:
             if self._fills.get(fill.digest) is fill:
                 del self._fills[fill.digest]
+
+    def _is_recent(self, at: float) -> bool:
+        return abs(self._clock() - at) < _TROUBLED
+
+    def _raise_if_troubled(self, digest: Digest) -> None:
+        """A blob that could not be kept a moment ago is streamed at once: its client gets one body, not a cut one."""
+        if self._is_recent(self._troubled.get(digest, -_TROUBLED)):
+            raise Uncacheable(f"{digest} could not be kept a moment ago")
 
     def _ranges_of(self, digest: Digest, upstream: Upstream) -> Request:
         def request(ask: Ask, span: tuple[int, int] | None, address: str | None) -> AbstractAsyncContextManager[Reply]:

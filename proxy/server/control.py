@@ -1,7 +1,7 @@
 """What a supervisor and its workers say to each other: one message a line, over a socket pair that only they have.
 
-A message is a name, a number and, for some, a value. The value is pickled: it comes from the same program's own parent or child,
-over a socket without a name, and from nowhere else.
+A message is a name, a number and, for some, a value. The value is pickled: it comes from the same program's own parent
+or child, over a socket without a name, and from nowhere else.
 
     supervisor  start (what to do), reload (settings), drain
     worker      ready, failed (why), reloaded (lines), refused (why)

@@ -223,7 +223,7 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             status = await process.wait()
-            self._ended(number)
+            await asyncio.to_thread(self._ended, number)
         return reason or _how(status)
 
     async def _spawn(self, number: int, theirs: socket.socket) -> asyncio.subprocess.Process:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.telemetry.metrics import SharedMetrics
+from proxy.telemetry.shared import SharedMetrics
 
 ROOT = Path(__file__).parents[3]
 # Counts what it is told to, and says so; its lag is the number of bytes.
@@ -18,7 +18,9 @@ WORKER = """
 import sys
 from proxy.telemetry import events
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.shared import share_metrics
 
+share_metrics(int(sys.argv[1]))
 metrics = Metrics(cache=False)
 for line in sys.stdin:
     count = int(line)
@@ -37,12 +39,12 @@ SENT = 'pullthrough_client_bytes_total{cache="hit",cluster="default",kind="blob"
 class Worker:
     """A process that counts."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, number: int) -> None:
         environment = dict(os.environ) | {"PROMETHEUS_MULTIPROC_DIR": str(directory)}
-        command = (sys.executable, "-c", WORKER)
+        command = (sys.executable, "-c", WORKER, str(number))
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
-        self.pid = self._process.pid
+        self.number = number
 
     def count(self, number: int) -> None:
         """Let it count so many bytes, once."""
@@ -60,7 +62,7 @@ class Worker:
 @contextmanager
 def workers(directory: Path, count: int) -> Iterator[list[Worker]]:
     """So many processes; killed in the end."""
-    made = [Worker(directory) for _ in range(count)]
+    made = [Worker(directory, number) for number in range(count)]
     try:
         yield made
     finally:
@@ -87,7 +89,7 @@ def test_counters_are_added_up_and_do_not_go_down(tmp_path: Path) -> None:
         assert values(metrics)[seconds] == 3
         before = values(metrics)
         one.kill()
-        metrics.ended(one.pid)
+        metrics.ended(one.number)
         counters = {name for name in before if "_total" in name or ("_seconds_" in name and "lag" not in name)}
         assert {name: before[name] for name in counters} == {name: values(metrics)[name] for name in counters}
         late.count(1000)
@@ -105,7 +107,7 @@ def test_gauges_are_of_those_that_live(tmp_path: Path) -> None:
         assert (found["pullthrough_fills_active"], found["pullthrough_event_loop_lag_seconds"]) == (2, 9)
         assert found[remaining] == 5
         one.kill()
-        metrics.ended(one.pid)
+        metrics.ended(one.number)
         found = values(metrics)
         assert (found["pullthrough_fills_active"], found["pullthrough_event_loop_lag_seconds"]) == (1, 5)
 
