@@ -18,13 +18,14 @@ from proxy.app import Application, Place, StartError, end_task, first_of, open_s
 from proxy.server.admin import Admin
 from proxy.server.control import Channel, Message
 from proxy.server.listener import Listener, ListenError
-from proxy.server.supervisor import Supervisor, Task, WorkerError, bind
+from proxy.server.sockets import bind_shared
+from proxy.server.supervisor import Supervisor, Task, WorkerError
 from proxy.settings import Settings
 from proxy.storage.base import StorageError, Usage
 from proxy.storage.disk import DiskBlobs
 from proxy.telemetry.events import silent
 from proxy.telemetry.logs import setup_logging
-from proxy.telemetry.metrics import SharedMetrics
+from proxy.telemetry.shared import SharedMetrics, environment_of_workers, share_metrics
 
 _log = logging.getLogger("pullthrough")
 
@@ -93,9 +94,8 @@ class _Fleet:
         await admin.start()
         self.admin = admin.address
         sockets = await self._bind()
-        environment = dict(os.environ) | {"PROMETHEUS_MULTIPROC_DIR": str(files)}
         mine = of_one(self._settings, self.count)
-        self._supervisor = Supervisor(mine, self.count, sockets, environment, metrics.ended)
+        self._supervisor = Supervisor(mine, self.count, sockets, environment_of_workers(files), metrics.ended)
         self._stack.push_async_callback(self._supervisor.stop, 0.0)
         try:
             await self._supervisor.start()
@@ -121,7 +121,7 @@ class _Fleet:
         """For each worker its sockets for each address."""
         sockets: list[list[list[socket.socket]]] = [[] for _ in range(self.count)]
         for position, address in enumerate(self.addresses):
-            bound = await asyncio.to_thread(bind, address, self.count)
+            bound = await asyncio.to_thread(bind_shared, address, self.count)
             for mine, several in zip(sockets, bound, strict=True):
                 mine.append(several)
                 for one in several:
@@ -154,23 +154,24 @@ async def work(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     use_threads(loop)
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    for number in (signal.SIGINT, signal.SIGHUP):
-        # A terminal sends them to all; the supervisor tells its workers what they mean.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # A terminal, or systemd, sends them to all; the supervisor tells its workers what they mean.
         signal.signal(number, signal.SIG_IGN)
     channel = await Channel.open(socket.socket(fileno=descriptor))
     try:
-        task: Task = (await channel.receive()).value
+        said = await channel.receive()
+        task: Task = said.value
         setup_logging(task.settings.log.level, task.settings.log.format, task.settings.log.access)
+        share_metrics(task.worker)
         sockets = [[socket.socket(fileno=one) for one in several] for several in task.sockets]
         application = Application(task.settings, place=Place(task.worker, sockets))
         try:
             await application.start()
         except (StorageError, ListenError, StartError) as error:
-            await channel.send(Message("failed", str(error)))
+            await channel.send(Message("failed", str(error), said.number))
             return
         try:
-            await channel.send(Message("ready"))
+            await channel.send(Message("ready", number=said.number))
             await _serve_until(channel, application, stop)
         finally:
             await application.close()
@@ -204,6 +205,6 @@ async def _obey(channel: Channel, application: Application, stop: asyncio.Event)
                 stop.set()
             elif message.name == "reload":
                 try:
-                    await channel.send(Message("reloaded", await application.reload(message.value)))
+                    await channel.send(Message("reloaded", await application.reload(message.value), message.number))
                 except StartError as error:
-                    await channel.send(Message("refused", str(error)))
+                    await channel.send(Message("refused", str(error), message.number))

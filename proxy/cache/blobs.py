@@ -42,6 +42,7 @@ from proxy.upstream.errors import (
     UpstreamRejected,
     WrongDigest,
 )
+from proxy.upstream.pools import Pool
 
 # No `negative_ttl` in use is longer; what is older is dropped.
 _LONGEST_WRONG = 86400.0
@@ -184,8 +185,7 @@ class Blobs:
         """
         self._attempts.check(ask, digest)
         try:
-            slot = self._upstreams[ask.repository.registry].slots.slot()
-            async with slot, self._direct(ask, digest, range_header, follow) as reply:
+            async with self._direct(ask, digest, range_header, follow) as reply:
                 size = reply.content_length if reply.status == 200 else None
                 self._attempts.succeeded(ask, digest)
                 await self._rights.grant(ask, digest, "", size if size is not None else UNKNOWN_SIZE)
@@ -267,7 +267,9 @@ class Blobs:
         def request(ask: Ask, span: tuple[int, int] | None, address: str | None) -> AbstractAsyncContextManager[Reply]:
             headers = {"Range": f"bytes={span[0]}-{span[1] - 1}"} if span is not None else {}
             path = f"blobs/{digest}"
-            return upstream.request(Call("blob", "GET", ask.repository, ask.principal, path, headers, address=address))
+            return upstream.request(
+                Call("blob", "GET", ask.repository, ask.principal, path, headers, address=address, pool="blobs")
+            )
 
         return request
 
@@ -353,7 +355,7 @@ class Blobs:
         return size
 
     async def _size_upstream(self, ask: Ask, digest: Digest) -> int:
-        call = Call("blob", "HEAD", ask.repository, ask.principal, f"blobs/{digest}", small=True)
+        call = Call("blob", "HEAD", ask.repository, ask.principal, f"blobs/{digest}")
         try:
             async with self._upstreams[ask.repository.registry].request(call) as reply:
                 if (size := reply.content_length) is not None:
@@ -373,7 +375,7 @@ class Blobs:
         self, ask: Ask, digest: Digest, range_header: str | None, follow: bool = True, small: bool = False
     ) -> AbstractAsyncContextManager[Reply]:
         headers = {"Range": range_header} if range_header else {}
-        call = Call(
-            "blob", "GET", ask.repository, ask.principal, f"blobs/{digest}", headers, follow=follow, small=small
-        )
+        pool: Pool = "metadata" if small else "passing"
+        path = f"blobs/{digest}"
+        call = Call("blob", "GET", ask.repository, ask.principal, path, headers, follow=follow, pool=pool)
         return self._upstreams[ask.repository.registry].request(call)

@@ -111,6 +111,7 @@ class Download:
         self._rate = 0.0
         self._failures = 0
         self._not_before = 0.0
+        self._last_error: UpstreamFailure | None = None
         self.look = asyncio.Event()
 
     async def run(self, partial: PartialBlob | None, start: int) -> None:
@@ -125,13 +126,23 @@ class Download:
                 await self._wait()
                 for stream in [one for one in self._streams if one.task is not None and one.task.done()]:
                     self._ended(stream)
-                self._plan()
+                if self._plan() and not self._streams and not self._complete():
+                    raise Uncacheable(f"the map of {self._digest} makes no sense")
+                self._check_goes_on()
         finally:
             tasks = [stream.task for stream in self._streams if stream.task is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._streams.clear()
+
+    def _check_goes_on(self) -> None:
+        """Raise what ends the download where nothing is on its way, and will not be for long (Retry-After)."""
+        left = self._not_before - asyncio.get_running_loop().time()
+        if self._streams or self._complete():
+            return
+        if left > _LONGEST_PAUSE and self._last_error is not None:
+            raise self._last_error
 
     def _complete(self) -> bool:
         return self._confirmed and self._partial is not None and self._partial.map.gap(0) is None
@@ -148,14 +159,15 @@ class Download:
         assert found is not None  # noqa: S101 - whoever has a complete one does not call
         return found.start, found.stop
 
-    def _plan(self) -> None:
+    def _plan(self) -> bool:
+        """Start what is to be asked for now; False where it is not the time to ask for anything."""
         loop = asyncio.get_running_loop()
         if not self._confirmed or self._partial is None or loop.time() < self._not_before:
-            return
+            return False
         if not self._ranges:
             if not self._streams and not self._complete():
                 self._start((0, self._partial.size))
-            return
+            return True
         for stream in self._streams:
             stream.measure(loop.time())
         self._gain.look(loop.time(), self._streams, self._received)
@@ -163,6 +175,7 @@ class Download:
             if found.shorten is not None:
                 found.shorten.stop = found.start
             self._start((found.start, found.stop))
+        return True
 
     def _next(self) -> Next | None:
         assert self._partial is not None  # noqa: S101 - `_plan` has looked
@@ -227,13 +240,17 @@ class Download:
             raise error
         self._failures = 0 if stream.received else self._failures + 1
         pause = _FIRST_PAUSE * 2.0 ** (self._failures - 1) if self._failures else 0.0
-        pause = max(pause, error.retry_after or 0.0)
+        if stream.span is None:
+            # Each try brings everything again up to where the last one ended.
+            pause = max(pause, _FIRST_PAUSE)
+        pause = max(min(pause, _LONGEST_PAUSE), error.retry_after or 0.0)
+        self._last_error = error
         if self._streams:
             # Others still bring bytes: this one may have been one too many.
             self._gain.refused(len(self._streams))
-        elif self._failures > _TRIES or pause > _LONGEST_PAUSE:
+        elif self._failures > _TRIES:
             raise error
-        self._not_before = asyncio.get_running_loop().time() + min(pause, _LONGEST_PAUSE)
+        self._not_before = asyncio.get_running_loop().time() + pause
 
     # One range.
 
@@ -266,11 +283,11 @@ class Download:
             if stream.span is not None and reply.status == 206:
                 raise _NoRanges
             raise self._useless(f"{registry} does not say how long {self._digest} is")
+        if reply.status == 206 and stream.span is None:
+            raise UpstreamInvalid(f"{registry} answered with a range that it was not asked for")
         if reply.status == 206:
             span = parse_content_range(reply.headers.get("Content-Range"))
             if span is None or span[0] != stream.position or span[1] - span[0] != reply.content_length:
-                if stream.span is None:
-                    raise UpstreamInvalid(f"{registry} answered with another range than it was asked for")
                 raise _NoRanges
             position, stop, size = span
             stream.stop = min(stream.stop, stop)
@@ -302,20 +319,21 @@ class Download:
         async for piece in reply.pieces():
             view = memoryview(piece)
             while view and position < stream.stop:
-                count = await self._keep(position, view[: stream.stop - position])
+                count, new = await self._keep(position, view[: stream.stop - position])
                 view, position = view[count:], position + count
-                stream.received += count
+                # What was here already is no progress, however often it comes.
+                stream.received += new
                 stream.position = position
             if position >= stream.stop:
                 return
             if len(piece) < _SMALL and 0.0 < stream.rate < _FAST:
                 # A thread and a wake for each packet would cost more than the packets: let a few come together.
                 await asyncio.sleep(_GATHER)
-        if not stream.received:
+        if position < stream.stop and not stream.received:
             raise UpstreamFailure("5xx", "the upstream's answer was empty")
 
-    async def _keep(self, position: int, data: memoryview) -> int:
-        """Write what is missing of `data`; gives how much of it is dealt with.
+    async def _keep(self, position: int, data: memoryview) -> tuple[int, int]:
+        """Write what is missing of `data`; gives how much of it is dealt with, and how much of that was new.
 
         Only a stream that was sent more than was asked for meets bytes that are there.
         """
@@ -323,7 +341,7 @@ class Download:
         assert partial is not None  # noqa: S101 - the head was accepted
         there = partial.map.readable(position, len(data)) - position
         if there > 0:
-            return min(there, len(data))
+            return min(there, len(data)), 0
         gap = partial.map.gap(position)
         if gap is not None:
             data = data[: gap[1] - position]
@@ -331,7 +349,7 @@ class Download:
         partial.map.record(position, len(data))
         self._received += len(data)
         self._filling.advanced(len(data))
-        return len(data)
+        return len(data), len(data)
 
 
 async def finished_in_thread(call: Callable[..., T], *arguments: object) -> T:

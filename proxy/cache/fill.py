@@ -191,7 +191,8 @@ class Fill:
         self._means.tell(FillStarted(registry))
         try:
             await self._bring()
-        except UpstreamError:
+        except UpstreamFailure:
+            # What this one's principal is refused says nothing about the readers of other processes.
             if self._partial is not None:
                 self._partial.map.give_up()
             raise
@@ -233,6 +234,8 @@ class Fill:
         except StorageError as error:
             # Every byte is here and right: only keeping it failed, which no reader needs to know.
             _log.warning("blob %s is not kept: %s", self.digest, error)
+            # Other processes' readers need not know either.
+            partial.map.state = FillState.VERIFIED
             await partial.discard()
 
     def _wrong(self) -> WrongDigest:
@@ -285,7 +288,7 @@ class Fill:
             self._verified()
         else:
             self._spoilt = True
-            self._fail(UpstreamInvalid(f"{self.ask.repository} {self.digest}: the blob's bytes were of no use"))
+            self._fail(UpstreamInvalid(f"{self.ask.repository} {self.digest}: another process gave its file up"))
 
     def _verified(self) -> None:
         self.verified = True

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from proxy.storage.base import Usage
-from proxy.telemetry.metrics import Metrics, SharedMetrics
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.shared import SharedMetrics
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

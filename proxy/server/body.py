@@ -73,7 +73,12 @@ async def send_source(exchange: Exchange, source: BlobSource, start: int, stop: 
         if sent < end - position:
             async with _patience(exchange):
                 rest = end - position - sent
-                sent += await loop.sendfile(transport, source.file, position + sent, rest)
+                try:
+                    sent += await loop.sendfile(transport, source.file, position + sent, rest)
+                except TimeoutError:
+                    raise
+                except OSError as error:
+                    raise _of_whom(error) from error
         else:
             # A client that is faster than the disk must not have the loop for itself.
             await asyncio.sleep(0)
@@ -85,19 +90,31 @@ async def send_source(exchange: Exchange, source: BlobSource, start: int, stop: 
     return position
 
 
-async def send_reply(exchange: Exchange, response: web.StreamResponse, reply: Reply, skip: int = 0) -> None:
-    """Send an upstream's body as it arrives, kept nowhere, without its first `skip` bytes."""
+async def send_reply(
+    exchange: Exchange, response: web.StreamResponse, reply: Reply, skip: int = 0, most: int | None = None
+) -> None:
+    """Send an upstream's body as it arrives, kept nowhere: without its first `skip` bytes, and `most` of the rest.
+
+    Raises ConnectionError where the client leaves, or what was promised does not come.
+    """
     try:
         async for piece in reply.pieces():
             if skip:
                 piece, skip = piece[skip:], max(0, skip - len(piece))
+            if most is not None:
+                piece = piece[:most]
+                most -= len(piece)
             if not piece:
+                if most == 0:
+                    return
                 continue
             async with _patience(exchange):
                 await response.write(piece)
             exchange.bytes_sent += len(piece)
     except UpstreamError as error:
         raise cut(exchange, str(error)) from error
+    if most:
+        raise cut(exchange, "the upstream sent less than it said")
 
 
 def cut(exchange: Exchange, reason: str) -> BodyCut:
@@ -134,6 +151,13 @@ def _send_at_once(transport: asyncio.WriteTransport, descriptor: int, position: 
         return os.sendfile(transport.get_extra_info("socket").fileno(), descriptor, position, count)
     except BlockingIOError:
         return 0
+    except OSError as error:
+        raise _of_whom(error) from error
+
+
+def _of_whom(error: OSError) -> OSError:
+    """What a disk says stays what it is; all else was said of the client's connection."""
+    return error if error.errno == errno.EIO else ConnectionResetError(error.errno, error.strerror)
 
 
 def _transport(exchange: Exchange) -> asyncio.WriteTransport:

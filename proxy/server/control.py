@@ -1,6 +1,6 @@
 """What a supervisor and its workers say to each other: one message a line, over a socket pair that only they have.
 
-A message is a name and, for some, a value. The value is pickled: it comes from the same program's own parent or child,
+A message is a name, a number and, for some, a value. The value is pickled: it comes from the same program's own parent or child,
 over a socket without a name, and from nowhere else.
 
     supervisor  start (what to do), reload (settings), drain
@@ -23,6 +23,8 @@ class Message:
 
     name: str
     value: Any = None
+    # An answer has the number of what it answers.
+    number: int = 0
 
 
 class Channel:
@@ -41,7 +43,7 @@ class Channel:
     async def send(self, message: Message) -> None:
         """Send it."""
         value = base64.b64encode(pickle.dumps(message.value))
-        self._writer.write(message.name.encode() + b" " + value + b"\n")
+        self._writer.write(f"{message.name} {message.number} ".encode() + value + b"\n")
         await self._writer.drain()
 
     async def receive(self) -> Message:
@@ -49,9 +51,9 @@ class Channel:
         line = await self._reader.readline()
         if not line.endswith(b"\n"):
             raise ConnectionResetError("the other process is gone")
-        name, _, value = line.partition(b" ")
+        name, number, value = line.split(b" ")
         # From our own parent or child alone; see above.
-        return Message(name.decode(), pickle.loads(base64.b64decode(value)))  # noqa: S301
+        return Message(name.decode(), pickle.loads(base64.b64decode(value)), int(number))  # noqa: S301
 
     async def close(self) -> None:
         """Close this end."""

@@ -12,7 +12,6 @@ from aiohttp import web
 from proxy.cache.ask import Ask
 from proxy.cache.download import Uncacheable
 from proxy.oci.errors import OCIError
-from proxy.oci.ranges import RangeUnsatisfiable, parse_range
 from proxy.oci.route import BlobRoute, ManifestRoute, Ping, ReferrersRoute, TagsRoute, parse_route
 from proxy.policy.cluster import Client, client_address, select_cluster
 from proxy.policy.registry import Asked, choose_repository
@@ -131,21 +130,15 @@ class Handlers:
         try:
             return await self._cached_blob(exchange, ask, route)
         except Uncacheable:
-            return await passing.stream_blob(exchange, self.house, ask, route)
+            range_header = _range_header(exchange.request, route)
+            return await passing.stream_blob(exchange, self.house, ask, route, range_header)
 
     async def _cached_blob(self, exchange: Exchange, ask: Ask, route: BlobRoute) -> web.StreamResponse:
         range_header = _range_header(exchange.request, route)
         answer = await self.house.blobs.open(ask, route.digest, range_header)
         source = answer.source
         try:
-            try:
-                span = parse_range(range_header, source.size)
-            except RangeUnsatisfiable:
-                raise OCIError(
-                    "RANGE_INVALID",
-                    "the range starts past the end",
-                    headers={"Content-Range": f"bytes */{source.size}"},
-                ) from None
+            span = passing.satisfied(range_header, source.size)
             start, stop = span or (0, source.size)
             headers = state_headers(exchange, answer.verdict) | _blob_headers(route, stop - start)
             if span is not None:
@@ -153,6 +146,9 @@ class Handlers:
             response = web.StreamResponse(status=206 if span is not None else 200, headers=headers)
             await send_head(exchange, response)
             reached = await send_source(exchange, source, start, stop)
+            if reached < stop and start == 0:
+                # Such a body must not complete unless its bytes were hashed; the client comes back for the rest.
+                raise cut(exchange, "the cache cannot go on with it")
             if reached < stop:
                 await passing.send_rest(exchange, self.house, ask, route, response, reached, stop)
             await response.write_eof()

@@ -94,5 +94,8 @@ class Listener:
 
 def _server(handler: Handler) -> _Server:
     # No access log of aiohttp's (telemetry has its own), and bodies of requests are never decompressed for anyone.
-    options: dict[str, Any] = {"access_log": None, "auto_decompress": False, "keepalive_timeout": 75.0}
+    # A handler whose client left is cancelled: it must not wait on, as a reader that nobody serves.
+    options: dict[str, Any] = {
+        "access_log": None, "auto_decompress": False, "keepalive_timeout": 75.0, "handler_cancellation": True,
+    }  # fmt: skip
     return _Server(handler, loop=asyncio.get_running_loop(), **options)

@@ -7,8 +7,9 @@ from aiohttp import web
 from proxy.cache.ask import Ask
 from proxy.cache.origin import Content, read_manifest
 from proxy.cache.tags import next_query
+from proxy.oci.errors import OCIError
 from proxy.oci.manifest import ACCEPT
-from proxy.oci.ranges import parse_content_range
+from proxy.oci.ranges import RangeUnsatisfiable, parse_content_range, parse_range
 from proxy.oci.route import BlobRoute, ManifestRoute, ReferrersRoute, TagsRoute
 from proxy.policy.freshness import CacheState, Verdict
 from proxy.server.body import cut, send_head, send_reply
@@ -18,6 +19,7 @@ from proxy.server.lists import list_question, next_link
 from proxy.server.respond import state_headers
 from proxy.upstream.client import Call, Kind, Reply
 from proxy.upstream.errors import UpstreamError
+from proxy.upstream.pools import Pool
 
 # What of an upstream's head means the same to our client.
 _PASSED_ON = (
@@ -31,9 +33,42 @@ async def redirect_blob(exchange: Exchange, house: House, ask: Ask, route: BlobR
     return await _direct_blob(exchange, house, ask, route, "metadata-only", follow=False)
 
 
-async def stream_blob(exchange: Exchange, house: House, ask: Ask, route: BlobRoute) -> web.StreamResponse:
-    """Cache trouble: the upstream's bytes as a stream."""
-    return await _direct_blob(exchange, house, ask, route, "cache-trouble", follow=True)
+async def stream_blob(
+    exchange: Exchange, house: House, ask: Ask, route: BlobRoute, range_header: str | None
+) -> web.StreamResponse:
+    """Cache trouble: the upstream's bytes as a stream.
+
+    Where the upstream ignores the range but says how long the blob is, the range is cut out here: containerd does not
+    look whether later chunks are answered with 206 as the first one was.
+    """
+    async with house.blobs.past(ask, route.digest, range_header, follow=True) as reply:
+        headers = {"Docker-Content-Digest": str(route.digest)}
+        size = reply.content_length
+        span = satisfied(range_header, size) if reply.status == 200 and size is not None else None
+        if span is None:
+            return await _pass_on(exchange, reply, "cache-trouble", headers)
+        start, stop = span
+        headers |= state_headers(exchange, Verdict(CacheState.PASS, detail="cache-trouble"))
+        headers |= {"Content-Length": str(stop - start), "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
+        response = web.StreamResponse(status=206, headers=headers)
+        await send_head(exchange, response)
+        await send_reply(exchange, response, reply, skip=start, most=stop - start)
+        await response.write_eof()
+        return response
+
+
+def satisfied(range_header: str | None, size: int) -> tuple[int, int] | None:
+    """See `parse_range`. Raises OCIError RANGE_INVALID, with the size."""
+    try:
+        return parse_range(range_header, size)
+    except RangeUnsatisfiable:
+        headers = {"Content-Range": f"bytes */{size}"}
+        raise OCIError("RANGE_INVALID", "the range starts past the end", headers=headers) from None
+
+
+def _is_whole(reply: Reply, stop: int) -> bool:
+    """Is it all of a blob that goes on to `stop` at least?"""
+    return reply.status == 200 and reply.content_length is not None and reply.content_length >= stop
 
 
 async def send_rest(
@@ -54,9 +89,10 @@ async def send_rest(
         async with house.blobs.past(ask, route.digest, f"bytes={start}-{stop - 1}", follow=True) as reply:
             found = parse_content_range(reply.headers.get("Content-Range"))
             ranged = reply.status == 206 and found is not None and found[:2] == (start, stop)
-            if not ranged and not (reply.status == 200 and reply.content_length == stop):
+            length = reply.content_length
+            if length is None or (ranged and length != stop - start) or not (ranged or _is_whole(reply, stop)):
                 raise cut(exchange, "the upstream has no such range")
-            await send_reply(exchange, response, reply, skip=0 if ranged else start)
+            await send_reply(exchange, response, reply, skip=0 if ranged else start, most=stop - start)
     except UpstreamError as error:
         raise cut(exchange, str(error)) from error
 
@@ -105,7 +141,8 @@ def _client_call(
     else:
         question = list_question(route)
         path, query = question.path, question.query
-    return Call(kind, method, ask.repository, ask.principal, path, headers, query, follow)
+    pool: Pool = "passing" if kind == "blob" and method == "GET" else "metadata"
+    return Call(kind, method, ask.repository, ask.principal, path, headers, query, follow, pool)
 
 
 def manifest_response(content: Content, headers: dict[str, str]) -> web.Response:

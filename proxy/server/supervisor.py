@@ -16,15 +16,13 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxy.server.control import Channel, Message
-from proxy.server.listener import ListenError
-from proxy.settings import Address, Settings
+from proxy.settings import Settings
 
 _log = logging.getLogger("pullthrough.server")
 
-_BACKLOG = 1024
 # A worker that lived shorter than this, in seconds, is not replaced at once.
 _SHORT_LIFE = 10.0
 _FIRST_PAUSE = 0.5
@@ -33,6 +31,8 @@ _START_LIMIT = 60.0
 _RELOAD_LIMIT = 30.0
 # What a worker may take to close after it has drained.
 _CLOSE_LIMIT = 5.0
+# The number of the last word.
+_LAST = 1 << 62
 
 
 class WorkerError(Exception):
@@ -53,49 +53,6 @@ def pause_before(short_lives: int) -> float:
     return min(_FIRST_PAUSE * 2.0 ** (short_lives - 2), _LONGEST_PAUSE) if short_lives > 1 else 0.0
 
 
-def bind(address: Address, count: int) -> list[list[socket.socket]]:
-    """For each of `count` workers the sockets that listen on `address`. Raises ListenError. Blocks for names."""
-    made: list[list[socket.socket]] = []
-    try:
-        for _ in range(count):
-            made.append([])
-            for family, _, _, _, place in _resolved(address):
-                made[-1].append(_listening(family, place))
-                if address.port == 0:
-                    # The system has chosen; the others take the same.
-                    address = Address(address.host, made[-1][-1].getsockname()[1])
-    except OSError as error:
-        for sockets in made:
-            _close(sockets)
-        raise ListenError(f"{address} cannot be listened on: {error.strerror}") from error
-    return made
-
-
-def _resolved(address: Address) -> list[tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]]:
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return list(dict.fromkeys(found))  # type: ignore[arg-type]  # places of other families do not come from here
-
-
-def _listening(family: int, place: tuple[str, int] | tuple[str, int, int, int]) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        made.bind(place)
-        made.listen(_BACKLOG)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
-def _close(sockets: list[socket.socket]) -> None:
-    for one in sockets:
-        one.close()
-
-
 class _Worker:
     """One worker process while it lives."""
 
@@ -103,6 +60,7 @@ class _Worker:
         self.process = process
         self.channel = channel
         self.answers: asyncio.Queue[Message] = asyncio.Queue()
+        self._told = 0
 
     async def listen(self) -> None:
         """Take in what it says, until it says nothing any more."""
@@ -111,14 +69,17 @@ class _Worker:
                 self.answers.put_nowait(await self.channel.receive())
         except ConnectionError:
             # Whoever waits for an answer has it; why it ended its status says.
-            self.answers.put_nowait(Message("failed", ""))
+            self.answers.put_nowait(Message("failed", "", _LAST))
 
     async def told(self, message: Message, limit: float) -> Message:
         """Its answer to `message`. Raises WorkerError where there is none, or it is a bad one."""
+        self._told += 1
         try:
             async with asyncio.timeout(limit):
-                await self.channel.send(message)
-                answer = await self.answers.get()
+                await self.channel.send(replace(message, number=self._told))
+                # An answer that comes too late is nobody's any more.
+                while (answer := await self.answers.get()).number < self._told:
+                    pass
         except (ConnectionError, TimeoutError):
             raise WorkerError("it does not answer") from None
         if answer.name in {"failed", "refused"}:
@@ -138,7 +99,7 @@ class Supervisor:
         ended: Callable[[int], None],
         command: tuple[str, ...] = (sys.executable, "-m", "proxy", "worker"),
     ) -> None:
-        """`sockets`: for each worker those of each address. `ended` is told the process id of each that has ended."""
+        """`sockets`: for each worker those of each address. `ended` is told the number of each that has ended."""
         self._settings = settings
         self._count = count
         self._sockets = sockets
@@ -149,7 +110,7 @@ class Supervisor:
         self._keepers: list[asyncio.Task[None]] = []
         self._started: list[asyncio.Future[None]] = []
         self._reloading = asyncio.Lock()
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     @property
     def started(self) -> bool:
@@ -192,7 +153,7 @@ class Supervisor:
 
     async def stop(self, limit: float) -> None:
         """Let running bodies end for `limit` seconds, then end all workers."""
-        self._stopping = True
+        self._stopping.set()
         for worker in list(self._workers.values()):
             with contextlib.suppress(ConnectionError):
                 await worker.channel.send(Message("drain"))
@@ -206,11 +167,14 @@ class Supervisor:
 
     async def _keep(self, number: int) -> None:
         loop, short_lives = asyncio.get_running_loop(), 0
-        while not self._stopping:
-            await asyncio.sleep(pause_before(short_lives))
+        while not await self._stops_within(pause_before(short_lives)):
             began = loop.time()
-            reason = await self._live(number)
-            if self._stopping:
+            try:
+                reason = await self._live(number)
+            except (OSError, ValueError) as error:
+                # No descriptors left, no process: one that is missing is tried for again.
+                reason = str(error)
+            if self._stopping.is_set():
                 return
             short_lives = short_lives + 1 if loop.time() - began < _SHORT_LIFE else 0
             if not self._started[number].done():
@@ -218,6 +182,13 @@ class Supervisor:
                 self._started[number].set_exception(WorkerError(f"worker {number} did not start: {reason}"))
                 return
             _log.error("worker %d ended (%s) and is replaced", number, reason)
+
+    async def _stops_within(self, seconds: float) -> bool:
+        """Wait so long; True where the end has come, or comes meanwhile."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        return self._stopping.is_set()
 
     async def _live(self, number: int) -> str:
         """Run one worker to its end; gives why it ended."""
@@ -238,8 +209,11 @@ class Supervisor:
             self._workers[number] = worker
             if not self._started[number].done():
                 self._started[number].set_result(None)
+            if self._stopping.is_set():
+                # Everybody else was told while this one started.
+                await worker.channel.send(Message("drain"))
             await process.wait()
-        except WorkerError as error:
+        except (WorkerError, ConnectionError) as error:
             reason = str(error)
         finally:
             self._workers.pop(number, None)
@@ -249,7 +223,7 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             status = await process.wait()
-            self._ended(process.pid)
+            self._ended(number)
         return reason or _how(status)
 
     async def _spawn(self, number: int, theirs: socket.socket) -> asyncio.subprocess.Process:

@@ -3,12 +3,14 @@
 Invariants:
 - A claim is a write lock of one byte of the claims file, at a place that the digest gives. It belongs to the open file
   (F_OFD_SETLK, Linux), so the kernel drops it when the process ends, however that happens.
+- The place is a keyed hash: digests are the clients' to choose, and nobody outside can make up one that shares a place.
 - An open file never excludes itself. What this object holds is therefore kept in `_held` as well, which is changed by
   single operations of a dict only: the loop and the index's thread both claim.
 """
 
 import errno
 import fcntl
+import hashlib
 import os
 import struct
 from pathlib import Path
@@ -17,21 +19,20 @@ from proxy.oci.digest import Digest
 
 # struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid, which has to be 0.
 _FLOCK = struct.Struct("@hhqqi4x")
-# As many hexadecimal digits as a positive off_t surely holds.
-_DIGITS = 15
 
 
 class Claims:
     """The claims of one store."""
 
-    def __init__(self, file: Path) -> None:
-        """Open the claims file, or make it. Raises OSError."""
+    def __init__(self, file: Path, key: bytes) -> None:
+        """Open the claims file, or make it; `key` is the cache directory's. Raises OSError."""
+        self._key = key
         self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._held: dict[int, object] = {}
 
     def claim(self, digest: Digest) -> bool:
         """See `BlobStore.claim`."""
-        place, mine = _place(digest), object()
+        place, mine = self._place(digest), object()
         if self._held.setdefault(place, mine) is not mine:
             return False
         try:
@@ -45,7 +46,7 @@ class Claims:
 
     def release(self, digest: Digest) -> None:
         """See `BlobStore.release`. What is not held is no error."""
-        place = _place(digest)
+        place = self._place(digest)
         if place in self._held and self._file >= 0:
             # First the kernel's, so that nobody of this process gets a lock that is about to go.
             self._lock(fcntl.F_UNLCK, place)
@@ -60,6 +61,7 @@ class Claims:
     def _lock(self, kind: int, place: int) -> None:
         fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
 
-
-def _place(digest: Digest) -> int:
-    return int(digest.hex[:_DIGITS], 16)
+    def _place(self, digest: Digest) -> int:
+        hashed = hashlib.blake2b(str(digest).encode(), digest_size=8, key=self._key).digest()
+        # A positive off_t, with room for the byte after it.
+        return int.from_bytes(hashed) >> 2

@@ -87,7 +87,7 @@ class DiskBlobs:
                 loop.call_soon_threadsafe(self._gone, digest, reason)
 
         def start() -> dict[Digest, int]:
-            claims = Claims(self._places.fills / "claims")
+            claims = Claims(self._places.fills / "claims", self._directory.key)
             self._shelf = Shelf(self._places, self._index, claims, *self._limits, gone)
             room.open_index(self._shelf, recover)
             return self._index.blobs()

@@ -66,8 +66,9 @@ class FillFiles:
     def tell(self, state: FillState) -> None:
         """Write what became of it into the map. Closed already, it tells nobody: others see the files go."""
         # What struct says of a closed map.
-        with contextlib.suppress(TypeError, ValueError):
-            self.map.state = state
+        with contextlib.suppress(TypeError, ValueError, BadMap):
+            if self.map.state is FillState.FILLING:
+                self.map.state = state
 
     def close(self) -> None:
         """Let go of both. May be called more than once."""
@@ -151,13 +152,6 @@ def _exclusive(file: Path) -> Iterator[bool]:
             yield True
     finally:
         os.close(descriptor)
-
-
-def remove_damaged(file: Path, size: int) -> None:
-    """Remove a finished blob that is not of `size` bytes. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        if file.lstat().st_size != size:
-            remove_unread(file)
 
 
 def finished(blobs: Path) -> Iterator[tuple[Digest, int, float]]:

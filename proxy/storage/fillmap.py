@@ -59,6 +59,8 @@ class FillMap:
         self._parts_at = _aligned(self._marks_end)
         if len(buffer) < map_bytes(size) or _HEAD.unpack_from(buffer)[:3] != (_MAGIC, BLOCK, size):
             raise BadMap("not the map of this blob")
+        if max(self._all_parts(), default=0) > BLOCK:
+            raise BadMap("more than a block in a block")
 
     @staticmethod
     def format(buffer: mmap | bytearray, size: int) -> "FillMap":
@@ -92,7 +94,7 @@ class FillMap:
     @property
     def arrived(self) -> int:
         """How many bytes in all."""
-        return sum(array("I", self._buffer[self._parts_at : self._parts_at + 4 * self._blocks]))
+        return sum(self._all_parts())
 
     def record(self, position: int, count: int) -> None:
         """The bytes from `position` on are in the file: they follow what has arrived in their first block.
@@ -164,6 +166,9 @@ class FillMap:
             return [position - 1 for position in told if 0 < position <= self.size]
         finally:
             told.release()
+
+    def _all_parts(self) -> "array[int]":
+        return array("I", self._buffer[self._parts_at : self._parts_at + 4 * self._blocks])
 
     def _put(self, at: int, value: bytes) -> None:
         # Not pack_into: it writes zeros first, which other processes would see, and a killed one would leave behind.

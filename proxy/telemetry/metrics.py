@@ -1,6 +1,5 @@
 """Events → Prometheus metrics. Names, labels and their values are a contract (DESIGN, section 9)."""
 
-from pathlib import Path
 from typing import Literal
 
 from prometheus_client import (
@@ -10,7 +9,6 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
     generate_latest,
-    multiprocess,
 )
 
 from proxy.telemetry import events
@@ -25,12 +23,11 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 class Metrics:
     """All metrics of one process, in a registry of their own; `record` is the only way in.
 
-    In a worker's process prometheus_client writes them into files besides, because of PROMETHEUS_MULTIPROC_DIR in its
-    environment, which counts from the library's import on.
+    In a worker's process they are kept in files that the supervisor reads (`shared`).
     """
 
     def __init__(self, cache: bool = True) -> None:
-        """`cache`: what the store holds is told here; among workers the supervisor does that alone."""
+        """`cache`: what the store holds is told here; among workers the supervisor does that alone (`shared`)."""
         # The times at which each series began would be half of all lines, and nobody asks for them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -132,26 +129,3 @@ class CacheGauges:
         """`stored` in bytes."""
         self._bytes.set(stored)
         self._blobs.set(blobs)
-
-
-class SharedMetrics:
-    """The metrics of all workers together, from their files in `directory`, and what the store holds."""
-
-    def __init__(self, directory: Path) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._directory = str(directory)
-        self._registry = CollectorRegistry()
-        self._cache = CacheGauges(self._registry)
-        multiprocess.MultiProcessCollector(self._registry, self._directory)  # type: ignore[no-untyped-call]
-
-    def set_cache(self, stored: int, blobs: int) -> None:
-        """See `Metrics.set_cache`."""
-        self._cache.set(stored, blobs)
-
-    def ended(self, process: int) -> None:
-        """A worker is gone: its gauges count no more, its counters do."""
-        multiprocess.mark_process_dead(process, self._directory)  # type: ignore[no-untyped-call]
-
-    def render(self) -> bytes:
-        """See `Metrics.render`. Reads files: blocks."""
-        return generate_latest(self._registry)

@@ -36,7 +36,7 @@ from proxy.upstream.errors import (
     UpstreamRejected,
     failure_of,
 )
-from proxy.upstream.pools import Pools
+from proxy.upstream.pools import Pool, Pools
 from proxy.upstream.slots import Slots
 
 Kind = Literal["manifest", "blob", "tags", "referrers", "other"]
@@ -63,8 +63,8 @@ class Call:
     query: Sequence[tuple[str, str]] = ()
     # False: a redirect to another origin is given back instead of followed (metadata-only clusters pass it on).
     follow: bool = True
-    # True: only a head or a byte is wanted, which must not wait for connections that carry whole blobs.
-    small: bool = False
+    # Whole blobs have connections of their own, so that nothing small waits for them.
+    pool: Pool = "metadata"
     # Where an earlier reply to the same call was redirected (`Reply.address`): asked at once, without Authorization.
     address: str | None = None
 
@@ -224,7 +224,7 @@ class Upstream:
         headers = dict(call.headers)
         if authorization is not None:
             headers["Authorization"] = authorization
-        session = self.pools.pool("blobs" if call.kind == "blob" and not call.small else "metadata")
+        session = self.pools.pool(call.pool)
         try:
             response = await session.request(
                 call.method, url, headers=headers, allow_redirects=False, proxy=self._settings.proxy

@@ -1,4 +1,5 @@
-"""The connections to one upstream: a pool for blobs, another for everything else, each opened by its first request.
+"""The connections to one upstream, each pool opened by its first request: one for blobs on their way into the cache,
+one for those that clients take past it, at a pace of their own, and one for everything else.
 
 Invariant: once retired, no connection is open while no request runs.
 """
@@ -17,6 +18,9 @@ from proxy.settings import UpstreamSettings
 
 # A stream holds twice this at most while its last piece is being written.
 _READ_BUFFER = 512 * 1024
+
+
+Pool = Literal["metadata", "blobs", "passing"]
 
 
 class Pools:
@@ -50,7 +54,7 @@ class Pools:
             self._requests -= 1
             await self.close_if_over()
 
-    def pool(self, name: Literal["metadata", "blobs"]) -> aiohttp.ClientSession:
+    def pool(self, name: Pool) -> aiohttp.ClientSession:
         """The pool, for a request inside of `in_use`."""
         if (session := self._open.get(name)) is not None:
             return session

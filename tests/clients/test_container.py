@@ -161,11 +161,14 @@ def test_docker_pulls_through_it_and_the_volume_outlives_it(
     blobs = {blob for blob in layout.blobs if blob != digest}
 
     with upstream(engine, folder), running(engine, *options) as name:
+        fetched = 0
         for _ in range(2):
             engine.docker("pull", reference)
             assert engine.inspect(reference)["RepoDigests"][0].endswith(f"@{digest}")
             engine.docker("rmi", reference)
-            assert blob_requests(engine) == len(blobs)
+            # A large blob comes by several ranges.
+            fetched = fetched or blob_requests(engine)
+            assert len(blobs) <= blob_requests(engine) == fetched
         engine.docker("stop", "--time", "30", name)
         assert engine.inspect(name)["State"]["ExitCode"] == 0, engine.docker("logs", name)
 

@@ -1,4 +1,4 @@
-"""A whole proxy in the test's process, on real sockets, with a clock that the test moves."""
+"""A whole proxy in the test's process, on real sockets, with a clock that the test moves; and a client of any proxy."""
 
 import asyncio
 import json
@@ -36,22 +36,19 @@ class Answer:
         return str(errors[0]["code"])
 
 
-class Proxy:
-    """A running proxy and a client of it."""
+class Served:
+    """A client of a proxy that runs somewhere."""
 
-    def __init__(self, application: Application, clock: ManualClock, session: aiohttp.ClientSession) -> None:
-        self.application = application
-        self.clock = clock
+    def __init__(self, session: aiohttp.ClientSession) -> None:
         self.session = session
 
     @property
     def url(self) -> str:
-        return f"http://{self.application.listeners[0].address}"
+        raise NotImplementedError
 
     @property
     def admin_url(self) -> str:
-        assert self.application.admin is not None
-        return f"http://{self.application.admin.address}"
+        raise NotImplementedError
 
     async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         """One request, its redirects not followed; header names are written with underscores."""
@@ -75,6 +72,24 @@ class Proxy:
         async with self.session.get(self.admin_url + "/metrics") as response:
             lines = (await response.text()).splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+class Proxy(Served):
+    """A running proxy and a client of it."""
+
+    def __init__(self, application: Application, clock: ManualClock, session: aiohttp.ClientSession) -> None:
+        super().__init__(session)
+        self.application = application
+        self.clock = clock
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.application.listeners[0].address}"
+
+    @property
+    def admin_url(self) -> str:
+        assert self.application.admin is not None
+        return f"http://{self.application.admin.address}"
 
 
 def make_settings(directory: Path, upstreams: Mapping[str, Mapping[str, Any]], **more: Any) -> Settings:

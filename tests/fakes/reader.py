@@ -4,7 +4,7 @@ import asyncio
 import socket
 from typing import Self
 
-from tests.fakes.proxy import Proxy
+from tests.fakes.proxy import Served
 
 # Small, so that a reader that stalls is felt by whoever sends to it.
 _BUFFER = 16 * 1024
@@ -13,8 +13,8 @@ _BUFFER = 16 * 1024
 class Reader:
     """One request and its answer. `received` is the body so far."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, start: int) -> None:
-        self.start = start
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.start = 0
         self.received = bytearray()
         self.status = 0
         self.headers: dict[str, str] = {}
@@ -24,25 +24,44 @@ class Reader:
         self._writer = writer
 
     @classmethod
-    async def send(cls, proxy: Proxy, path: str, start: int | None = None, stop: int | None = None) -> Self:
-        """Ask for the bytes from `start` to before `stop`, or for all; the head is not waited for."""
+    async def connect(cls, proxy: Served) -> Self:
+        """A connection without a request."""
         host, _, port = proxy.url.removeprefix("http://").partition(":")
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
-        reader, writer = await asyncio.open_connection(sock=sock, limit=_BUFFER)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
+        except OSError:
+            sock.close()
+            raise
+        return cls(*await asyncio.open_connection(sock=sock, limit=_BUFFER))
+
+    def ask(self, path: str, start: int | None = None, stop: int | None = None) -> None:
+        """Ask for the bytes from `start` to before `stop`, or for all; the head is not waited for."""
         last = "" if stop is None else stop - 1
         ranged = "" if start is None else f"Range: bytes={start}-{last}\r\n"
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n{ranged}\r\n".encode())
-        return cls(reader, writer, start or 0)
+        self._writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n{ranged}\r\n".encode())
+        self.start = start or 0
 
     @classmethod
-    async def open(cls, proxy: Proxy, path: str, start: int | None = None, stop: int | None = None) -> Self:
+    async def send(cls, proxy: Served, path: str, start: int | None = None, stop: int | None = None) -> Self:
+        """Connect and ask."""
+        reader = await cls.connect(proxy)
+        reader.ask(path, start, stop)
+        return reader
+
+    @classmethod
+    async def open(cls, proxy: Served, path: str, start: int | None = None, stop: int | None = None) -> Self:
         """The same, and wait for the head."""
         reader = await cls.send(proxy, path, start, stop)
         await reader.head()
         return reader
+
+    @property
+    def port(self) -> int:
+        """Its own port."""
+        return int(self._writer.get_extra_info("sockname")[1])
 
     @property
     def size(self) -> int:

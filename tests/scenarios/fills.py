@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from tests.fakes.proxy import Proxy
+from tests.fakes.proxy import Served
 from tests.fakes.reader import Reader
 from tests.fakes.registry import FakeRegistry
 
@@ -30,14 +30,14 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def came_in(proxy: Proxy, count: int) -> None:
+async def came_in(proxy: Served, count: int) -> None:
     """Wait until the proxy has taken so many bytes of bodies from its upstreams."""
     async with asyncio.timeout(20):
         while await proxy.metric("pullthrough_upstream_bytes_total") < count:
             await asyncio.sleep(0)
 
 
-async def no_fill_runs(proxy: Proxy) -> None:
+async def no_fill_runs(proxy: Served) -> None:
     """Wait until no fill is active."""
     async with asyncio.timeout(20):
         while await proxy.metric("pullthrough_fills_active"):

@@ -1,0 +1,259 @@
+"""The supervisor's parts: sockets, the channel, and the life of workers that are tiny programs here."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from proxy.server import supervisor
+from proxy.server.control import Channel, Message
+from proxy.server.listener import ListenError
+from proxy.server.supervisor import Supervisor, WorkerError, bind, pause_before
+from proxy.settings import Address, Settings, UpstreamSettings
+
+ROOT = Path(__file__).parents[3]
+SETTINGS = Settings(upstreams={"a.test": UpstreamSettings(url="http://a.test", default=True)})
+
+# Sockets.
+
+
+def test_the_sockets_of_all_workers_share_a_port() -> None:
+    """With port 0 the system chooses one, the same for all, and each socket listens."""
+    made = bind(Address("127.0.0.1", 0), 3)
+    try:
+        ports = {one.getsockname()[1] for sockets in made for one in sockets}
+        assert [len(sockets) for sockets in made] == [1, 1, 1]
+        assert len(ports) == 1
+        assert 0 not in ports
+        assert all(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for sockets in made for one in sockets)
+    finally:
+        close(made)
+
+
+def close(made: list[list[socket.socket]]) -> None:
+    for sockets in made:
+        for one in sockets:
+            one.close()
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_ipv6() -> None:
+    """An IPv6 address is that alone: the same port stays free for IPv4."""
+    try:
+        made = bind(Address("::1", 0), 2)
+    except ListenError:
+        pytest.skip("this machine has no IPv6 loopback")
+    try:
+        assert {one.family for sockets in made for one in sockets} == {socket.AF_INET6}
+        assert all(one.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) for sockets in made for one in sockets)
+    finally:
+        close(made)
+
+
+def test_an_address_in_use_names_itself() -> None:
+    """Taken by another program, that is: one line for operators, and nothing is left open."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(ListenError, match=f"127.0.0.1:{port} cannot be listened on"):
+            bind(Address("127.0.0.1", port), 2)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_name_that_does_not_exist() -> None:
+    """A ListenError as well."""
+    with pytest.raises(ListenError, match="cannot be listened on"):
+        bind(Address("no.such.host.invalid", 5000), 2)
+
+
+# Pauses.
+
+
+def test_who_dies_again_and_again_is_replaced_ever_later() -> None:
+    """At once the first time, then with pauses that double, up to half a minute."""
+    assert [pause_before(count) for count in range(6)] == [0, 0, 0.5, 1, 2, 4]
+    assert pause_before(50) == 30
+
+
+# What they say to each other.
+
+
+@asynccontextmanager
+async def channels() -> AsyncIterator[tuple[Channel, Channel]]:
+    one, other = socket.socketpair()
+    ends = await Channel.open(one), await Channel.open(other)
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            await end.close()
+
+
+async def test_settings_arrive_as_they_were() -> None:
+    """Every value, and messages in their order; one that has no value has none."""
+    async with channels() as (here, there):
+        await here.send(Message("reload", SETTINGS))
+        await here.send(Message("drain"))
+        assert await there.receive() == Message("reload", SETTINGS)
+        assert await there.receive() == Message("drain", None)
+        await there.send(Message("reloaded", ["a line\nand more"]))
+        assert (await here.receive()).value == ["a line\nand more"]
+
+
+async def test_a_long_message() -> None:
+    """Megabytes of settings are one message."""
+    text = "x" * 5_000_000
+    async with channels() as (here, there):
+        sending = asyncio.create_task(here.send(Message("reload", text)))
+        assert (await there.receive()).value == text
+        await sending
+
+
+async def test_the_other_end_is_gone() -> None:
+    """ConnectionError for whoever waits for a word, also in the middle of one."""
+    async with channels() as (here, there):
+        await there.close()
+        with pytest.raises(ConnectionError):
+            await here.receive()
+    one, other = socket.socketpair()
+    end = await Channel.open(one)
+    other.sendall(b"ready gA")
+    other.close()
+    with pytest.raises(ConnectionError):
+        await end.receive()
+    await end.close()
+
+
+# The life of workers.
+
+WORKER = """
+import asyncio, socket, sys
+from proxy.server.control import Channel, Message
+
+async def main():
+    channel = await Channel.open(socket.socket(fileno=int(sys.argv[1])))
+    task = (await channel.receive()).value
+    {body}
+
+asyncio.run(main())
+"""
+GOOD = """
+    await channel.send(Message("ready"))
+    while (message := await channel.receive()).name != "drain":
+        await channel.send(Message("reloaded", [f"worker {task.worker}", "both"]))
+"""
+
+
+class Workers:
+    """A supervisor of two workers that do `body`; `ended` are those it was told of."""
+
+    def __init__(self, tmp_path: Path, body: str) -> None:
+        script = tmp_path / "worker.py"
+        script.write_text(WORKER.replace("{body}", body.strip()))
+        environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+        self.ended: list[int] = []
+        command = (sys.executable, str(script))
+        self.supervisor = Supervisor(SETTINGS, 2, [[], []], environment, self.ended.append, command)
+
+    def pids(self) -> list[int]:
+        return [worker.process.pid for worker in self.supervisor._workers.values()]
+
+
+Make = Callable[[str], Workers]
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    """Makes supervisors, and ends what they have started."""
+    made: list[Workers] = []
+
+    def one(body: str) -> Workers:
+        made.append(Workers(tmp_path, body))
+        return made[-1]
+
+    yield one
+    for workers in made:
+        await workers.supervisor.stop(0.0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_start_reload_stop(make: Make) -> None:
+    """All are ready after the start; a reload has happened when all have said so; the end leaves none."""
+    workers = make(GOOD)
+    assert not workers.supervisor.started
+    await workers.supervisor.start()
+    assert (workers.supervisor.started, workers.supervisor.serving) == (True, 2)
+    assert sorted(await workers.supervisor.reload(SETTINGS)) == ["both", "worker 0", "worker 1"]
+    pids = workers.pids()
+    await workers.supervisor.stop(5.0)
+    assert workers.supervisor.serving == 0
+    assert sorted(workers.ended) == sorted(pids)
+
+
+async def test_one_that_dies_is_replaced(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """With one line that says how it ended; the other goes on."""
+    workers = make(GOOD)
+    await workers.supervisor.start()
+    killed, other = workers.pids()
+    os.kill(killed, signal.SIGKILL)
+    await until(lambda: workers.ended == [killed] and workers.supervisor.serving == 2)
+    assert other in workers.pids()
+    assert [record.getMessage() for record in caplog.records] == ["worker 0 ended (signal SIGKILL) and is replaced"]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [('await channel.send(Message("failed", "no disk"))', "no disk"), ("raise SystemExit(3)", "worker [01] did not")],
+)
+async def test_one_that_cannot_start(make: Make, body: str, reason: str) -> None:
+    """Fails the start with its own reason and leaves none; it is not tried again."""
+    workers = make(body)
+    with pytest.raises(WorkerError, match=reason):
+        await workers.supervisor.start()
+    assert len(workers.ended) == 2
+    assert (workers.supervisor.serving, workers.supervisor.started) == (0, False)
+
+
+async def test_a_reload_that_all_refuse(make: Make) -> None:
+    """Is the supervisor's failure, and whoever starts later starts with the settings from before."""
+    refusing = """
+    await channel.send(Message("ready"))
+    while (message := await channel.receive()).name != "drain":
+        await channel.send(Message("refused", f"no {task.settings.shutdown_timeout:g}"))
+"""
+    workers = make(refusing)
+    await workers.supervisor.start()
+    changed = SETTINGS.model_copy(update={"shutdown_timeout": 7.0})
+    with pytest.raises(WorkerError, match="no 60"):
+        await workers.supervisor.reload(changed)
+    os.kill(workers.pids()[0], signal.SIGKILL)
+    await until(lambda: len(workers.ended) == 1 and workers.supervisor.serving == 2)
+    with pytest.raises(WorkerError, match="no 60"):
+        await workers.supervisor.reload(changed)
+
+
+async def test_one_that_dies_at_once_is_not_replaced_in_a_loop(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longer it goes on, the longer the pauses are."""
+    asked: list[int] = []
+
+    def pause(short_lives: int) -> float:
+        asked.append(short_lives)
+        return 0.0 if len(asked) < 8 else 60.0
+
+    monkeypatch.setattr(supervisor, "pause_before", pause)
+    workers = make('await channel.send(Message("ready"))')
+    await workers.supervisor.start()
+    await until(lambda: len(asked) >= 8)
+    assert max(asked) >= 3
+    assert asked[:2] == [0, 0]
