@@ -55,9 +55,16 @@ FAULTS: dict[str, Callable[[int, int], Act]] = {
 # After these, each with progress, every body still completes.
 HARMLESS = {"fin", "short"}
 
+Part = tuple[int | None, int | None]
+Fault = tuple[str, int]
+
 offsets = st.integers(0, SIZE - 1) | st.sampled_from([0, 1, MIB, 4 * MIB - 1, 4 * MIB, 5 * MIB, SIZE - 1])
 lengths = st.none() | st.integers(1, 2 * MIB)
+# The start and the length of a range; without a start it is all of the blob, without a length the rest.
+parts = st.just((None, None)) | st.tuples(offsets, lengths)
 counts = st.integers(1, 3 * MIB) | st.sampled_from([1, 256 * KIB, MIB])
+faults = st.tuples(st.sampled_from(sorted(FAULTS)), counts)
+turns = st.sampled_from([10, 100, 300])
 
 
 @dataclass
@@ -67,6 +74,8 @@ class Client:
     reader: Reader
     stop: int
     whole: bool
+    # It came in the life of the present fill.
+    counts: bool = True
     reading: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -91,7 +100,7 @@ class World:
         self.clock = ManualClock()
         self.registry = FakeRegistry(script=self._script)
         self.clients: list[Client] = []
-        self.faults: list[tuple[str, int]] = []
+        self.faults: list[Fault] = []
         self.gates: list[Gate] = []
         # Since all was well the last time: something happened that may cut bodies; wrong bytes were sent.
         self.harmed = False
@@ -130,6 +139,23 @@ class World:
         self.clients.append(client)
         await self.go_on(20)
 
+    async def stuck(self, part: Part, count: int) -> None:
+        """A reader has come, and what it waits for is stuck or it has all."""
+        self.open_gates()
+        self.faults = [("gate", count)]
+        await self.come(*part)
+        client = self.clients[-1]
+        assert client.task is not None
+        while not client.task.done() and not any(gate.waiting for gate in self.gates):
+            await asyncio.sleep(0)
+        await self.go_on(100)
+
+    async def until_done(self) -> None:
+        """The reader that came last has its body, or all it will be given of it."""
+        task = self.clients[-1].task
+        assert task is not None
+        await task
+
     async def leave(self, client: Client) -> None:
         self._check(client)
         self.clients.remove(client)
@@ -159,6 +185,8 @@ class World:
         assert await self.proxy.metric("pullthrough_cache_bytes") <= MAX_SIZE
         # The blob may have been evicted, and a fill that was left behind dropped.
         self.life, self._had, self._had_before = len(self.registry.record.requests), [], []
+        for client in self.clients:
+            client.counts = False
         self.passed = False
 
     async def restart(self, kill: bool) -> None:
@@ -169,7 +197,8 @@ class World:
             copy_as_killed(self._directory / f"run-{self._runs}", target)
             self._runs += 1
         # A process that was killed gives out nothing after that moment; the one that was copied does.
-        had = self._had + [(client.reader.start, client.reader.position) for client in self.clients]
+        readers = [one.reader for one in self.clients if one.counts and not self._went_past(one.reader)]
+        had = self._had + [(reader.start, reader.position) for reader in readers]
         await self._end_proxy()
         for client in list(self.clients):
             client.reading.set()
@@ -246,7 +275,8 @@ class World:
         assert reader.status == (200 if client.whole else 206)
         assert reader.size == client.stop - reader.start
         right = BLOB[reader.start : reader.position]
-        self._had.append((reader.start, reader.position))
+        if client.counts and not self._went_past(reader):
+            self._had.append((reader.start, reader.position))
         if not self.lied or (reader.start == 0 and len(reader.received) == SIZE):
             assert reader.received == right
         else:
@@ -263,7 +293,8 @@ class World:
         for _ in range(3 if self.lied else 1):
             reader = await Reader.open(self.proxy, self.path)
             await reader.rest()
-            self._went_past(reader)
+            # Nobody reads what is there, so that there is room.
+            assert not self._went_past(reader)
             self.clock.advance(LONG)
             if reader.end == "whole":
                 break
@@ -320,6 +351,8 @@ class FillMachine(RuleBasedStateMachine):
         self._runner = asyncio.Runner()
         self._folder = tempfile.TemporaryDirectory()
         self._patch = pytest.MonkeyPatch()
+        # Readers have come since all was well.
+        self.dirty = False
         self._patch.setattr("proxy.cache.download._FIRST_PAUSE", 0.001)
         self.world = World(Path(self._folder.name))
         self._do(self.world.begin())
@@ -331,57 +364,80 @@ class FillMachine(RuleBasedStateMachine):
 
         self._runner.run(within())
 
-    @rule(start=st.none() | offsets, length=lengths)
-    def reader_comes(self, start: int | None, length: int | None) -> None:
-        """Somebody wants all, or a part."""
-        self._do(self.world.come(start, length if start is not None else None))
+    # Several rules for the same: what is chosen from is rules, and most should be readers and what they meet.
 
-    @precondition(lambda self: self.world.clients)
-    @rule(data=st.data())
-    def reader_leaves(self, data: st.DataObject) -> None:
-        """In the middle, or at the end."""
-        self._do(self.world.leave(data.draw(st.sampled_from(self.world.clients))))
+    @rule(parts=st.lists(parts, min_size=1, max_size=4), faults=st.lists(faults, max_size=3))
+    def readers_come(self, parts: list[Part], faults: list[Fault]) -> None:
+        """Some want all, or a part, and the next requests upstream meet this and that."""
+        self.dirty = True
+        self.world.faults.extend(faults)
+        for part in parts:
+            self._do(self.world.come(*part))
 
-    @precondition(lambda self: self.world.clients)
-    @rule(data=st.data())
-    def reader_stalls_or_goes_on(self, data: st.DataObject) -> None:
-        """It reads nothing any more, or does again."""
-        reading = data.draw(st.sampled_from(self.world.clients)).reading
-        (reading.clear if reading.is_set() else reading.set)()
+    @rule(part=parts, fault=faults)
+    def reader_meets_a_fault(self, part: Part, fault: Fault) -> None:
+        """One reader, and one thing that happens."""
+        self.readers_come([part], [fault])
 
-    @rule(kind=st.sampled_from(sorted(FAULTS)), count=counts)
-    def a_request_will_fail(self, kind: str, count: int) -> None:
-        """One of the next requests upstream meets this."""
-        self.world.faults.append((kind, count))
-
-    @rule()
-    def gates_open(self) -> None:
-        """What was stuck goes on."""
-        self.world.open_gates()
-
-    @rule(turns=st.sampled_from([10, 100, 1000]))
-    def time_passes(self, turns: int) -> None:
-        """On the loop, that is."""
+    @rule(fault=faults, turns=turns)
+    def reader_of_all_meets_a_fault(self, fault: Fault, turns: int) -> None:
+        """One that wants all of it, as most do."""
+        self.readers_come([(None, None)], [fault])
         self._do(self.world.go_on(turns))
 
-    @rule(seconds=st.sampled_from([5.0, 11.0, 400.0]))
-    def the_clock_advances(self, seconds: float) -> None:
-        """Proofs, back-offs and `negative_ttl` end."""
+    @rule(part=parts, count=counts, kill=st.booleans())
+    def the_proxy_ends_in_the_middle_of_a_fill(self, part: Part, count: int, kill: bool) -> None:
+        """Its upstream is stuck after so many bytes, and a reader has some of them."""
+        self.dirty = True
+        self._do(self.world.stuck(part, count))
+        self._do(self.world.restart(kill))
+
+    @rule(part=parts, count=counts)
+    def the_upstream_goes_down_in_the_middle_of_a_fill(self, part: Part, count: int) -> None:
+        """It breaks off after so many bytes and fails for longer than anybody tries."""
+        self.world.faults = [("fin", count), *[("5xx", 0)] * 12]
+        self.readers_come([part], [])
+        self._do(self.world.until_done())
+        self.world.faults.clear()
+
+    @precondition(lambda self: self.world.clients)
+    @rule(place=st.integers(0, 9), leaves=st.booleans())
+    def reader_stalls_goes_on_or_leaves(self, place: int, leaves: bool) -> None:
+        """One of those that are there, wherever its body is."""
+        client = self.world.clients[place % len(self.world.clients)]
+        if leaves:
+            self._do(self.world.leave(client))
+        elif client.reading.is_set():
+            client.reading.clear()
+        else:
+            client.reading.set()
+
+    @precondition(lambda self: self.dirty)
+    @rule(turns=turns, seconds=st.sampled_from([0.0, 5.0, 11.0, 400.0]), opened=st.booleans())
+    def time_passes(self, turns: int, seconds: float, opened: bool) -> None:
+        """On the loop; on the clock, where proofs, back-offs and `negative_ttl` end; and for what was stuck."""
+        if opened:
+            self.world.open_gates()
+        self._do(self.world.go_on(turns))
         self.world.clock.advance(seconds)
 
+    @precondition(lambda self: self.dirty)
     @rule()
     def another_blob_needs_the_room(self) -> None:
         """And gets it, or goes past the cache."""
         self._do(self.world.fetch_other())
 
+    @precondition(lambda self: self.dirty)
     @rule(kill=st.booleans())
     def the_proxy_starts_anew(self, kill: bool) -> None:
         """After an end in order, or an abrupt one."""
         self._do(self.world.restart(kill))
 
+    @precondition(lambda self: self.dirty)
     @rule()
     def all_is_well(self) -> None:
         """And everything that was promised can be asked for."""
+        self.dirty = False
         self._do(self.world.settle())
 
     def teardown(self) -> None:
