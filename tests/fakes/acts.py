@@ -30,8 +30,8 @@ class BlobRequest:
     ended: int | None = None
     # The connection was ended so that bytes which had been sent may never have been read.
     reset: bool = False
-    # Whoever asked ended the connection before all of it had left.
-    left: bool = False
+    # The server itself ended the connection.
+    cut: bool = False
     connection: asyncio.Transport | None = None
 
     @property
@@ -40,9 +40,9 @@ class BlobRequest:
         return self.sent_from, self.sent_to
 
     @property
-    def over(self) -> bool:
-        """Is its connection at its end? One that brought its answer to the last byte is kept for the next request."""
-        return self.connection is None or self.connection.is_closing()
+    def dropped(self) -> bool:
+        """Did whoever asked end the connection? One that brought its answer to the last byte is kept for the next."""
+        return not self.cut and (self.connection is None or self.connection.is_closing())
 
     @property
     def bounded(self) -> bool:
@@ -160,5 +160,5 @@ class Record:
 def _excused(earlier: BlobRequest, later: BlobRequest) -> bool:
     if earlier.reset or 200 in {earlier.status, later.status}:
         return True
-    on_its_way = earlier.ended is None or earlier.ended > later.began or earlier.over
+    on_its_way = earlier.ended is None or earlier.ended > later.began or earlier.dropped
     return on_its_way and earlier.start < later.start < earlier.stop

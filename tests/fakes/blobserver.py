@@ -36,11 +36,6 @@ class BlobServer(FakeServer):
         self.record.begin(asked)
         try:
             return await self._act(request, asked, body, dict(headers), self._next_act(asked))
-        except _Scripted:
-            raise
-        except (asyncio.CancelledError, ConnectionResetError):
-            asked.left = asked.ended is None
-            raise
         finally:
             self.record.end(asked)
 
@@ -132,17 +127,12 @@ def _asked(request: web.BaseRequest, digest: str, size: int, number: int) -> Blo
     return BlobRequest(number, digest, start, stop, header is not None, size, header)
 
 
-def _ended(request: web.BaseRequest, asked: BlobRequest, reset: bool) -> "_Scripted":
+def _ended(request: web.BaseRequest, asked: BlobRequest, reset: bool) -> ConnectionResetError:
     """End the connection, with RST or with FIN after what was sent; gives what is to be raised."""
-    transport = request.transport
+    transport, asked.cut, asked.reset = request.transport, True, reset
     if transport is not None and reset:
-        asked.reset = True
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
     elif transport is not None:
         transport.close()
-    return _Scripted("as the script says")
-
-
-class _Scripted(ConnectionResetError):
-    """The server itself ended the connection."""
+    return ConnectionResetError("as the script says")
