@@ -193,14 +193,15 @@ class Supervisor:
     async def _live(self, number: int) -> str:
         """Run one worker to its end; gives why it ended."""
         ours, theirs = socket.socketpair()
-        try:
-            process = await self._spawn(number, theirs)
-        except OSError as error:
-            ours.close()
-            return str(error.strerror)
-        finally:
-            theirs.close()
-        worker = _Worker(process, await Channel.open(ours))
+        with theirs:
+            channel = await Channel.open(ours)
+            try:
+                process = await self._spawn(number, theirs)
+            except BaseException:
+                await channel.close()
+                raise
+        # From here to the `try` nothing is awaited: whoever ends this keeper ends the process too.
+        worker = _Worker(process, channel)
         listening = asyncio.get_running_loop().create_task(worker.listen(), name=f"words of worker {number}")
         reason = ""
         try:
