@@ -6,7 +6,8 @@ Invariants:
 - Workers are spawned, not forked; they hold nothing of this process but their sockets and one end of a socket pair.
   When the supervisor is gone, however it ended, they see the pair closed and end too.
 - A reload has happened when all workers that run have acknowledged it; one that starts meanwhile starts with it.
-- Every worker has one keeper, a task that is owned here and has ended when `stop` returns.
+- Every worker has one keeper, a task that is owned here and has ended when `stop` returns. Keepers are never cancelled:
+  their processes are killed, which ends whatever they wait for, so none can be interrupted while it clears up.
 """
 
 import asyncio
@@ -107,10 +108,12 @@ class Supervisor:
         self._ended = ended
         self._command = command
         self._workers: dict[int, _Worker] = {}
+        self._processes: set[asyncio.subprocess.Process] = set()
         self._keepers: list[asyncio.Task[None]] = []
         self._started: list[asyncio.Future[None]] = []
         self._reloading = asyncio.Lock()
         self._stopping = asyncio.Event()
+        self._killing = False
 
     @property
     def started(self) -> bool:
@@ -159,8 +162,9 @@ class Supervisor:
                 await worker.channel.send(Message("drain"))
         if self._keepers:
             await asyncio.wait(self._keepers, timeout=limit + _CLOSE_LIMIT if limit else 0.0)
-        for keeper in self._keepers:
-            keeper.cancel()
+        self._killing = True
+        for process in self._processes:
+            _kill(process)
         for result in await asyncio.gather(*self._keepers, return_exceptions=True):
             if isinstance(result, Exception):
                 _log.error("a worker could not be ended", exc_info=result)
@@ -200,7 +204,10 @@ class Supervisor:
             except BaseException:
                 await channel.close()
                 raise
-        # From here to the `try` nothing is awaited: whoever ends this keeper ends the process too.
+        self._processes.add(process)
+        if self._killing:
+            # The others were killed while this one was made.
+            _kill(process)
         worker = _Worker(process, channel)
         listening = asyncio.get_running_loop().create_task(worker.listen(), name=f"words of worker {number}")
         reason = ""
@@ -218,12 +225,12 @@ class Supervisor:
             reason = str(error)
         finally:
             self._workers.pop(number, None)
+            _kill(process)
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
             await worker.channel.close()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
             status = await process.wait()
+            self._processes.discard(process)
             await asyncio.to_thread(self._ended, number)
         return reason or _how(status)
 
@@ -236,6 +243,11 @@ class Supervisor:
             pass_fds=(theirs.fileno(), *descriptors),
             env=self._environment,
         )
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
 
 
 def _how(status: int) -> str:
