@@ -42,8 +42,24 @@ class Made:
             offset += stop - within
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def holds(self, offset: int, piece: memoryview) -> bool:
+        """Are these the bytes at `offset`? Compared where they lie: a copy would cost more than the comparison."""
+        while piece:
+            number, within = divmod(offset, _BLOCK)
+            part, piece = piece[: _BLOCK - within], piece[_BLOCK - within :]
+            stamp = part[: max(0, _STAMP.size - within)]
+            rest = part[len(stamp) :]
+            place = self._shift(number) + within + len(stamp)
+            if stamp != self._block(number, within, within + len(stamp)) or not _noise().startswith(rest, place):
+                return False
+            offset += len(part)
+        return True
+
+    def _shift(self, number: int) -> int:
+        return (number * 7919 + self._seed * 104729) % _BLOCK
+
     def _block(self, number: int, start: int, stop: int) -> bytes:
-        shift = (number * 7919 + self._seed * 104729) % _BLOCK
+        shift = self._shift(number)
         if start >= _STAMP.size:
             return _noise()[shift + start : shift + stop]
         return (_STAMP.pack(self._seed, number) + _noise()[shift + _STAMP.size : shift + stop])[start:stop]

@@ -19,6 +19,8 @@ _SHORTEST_RANGE = 1024 * 1024
 # was on the wire beyond its beginning is lost. A range that has just begun has shown nothing yet.
 _PATIENCE = 1.0
 _GRACE = 0.3
+# How many seconds before its end a range does not count any more, unless it is younger than that.
+_LEAD = 0.15
 # Smaller blobs are here before several connections pay.
 _SINGLE = 32 * 1024 * 1024
 # How long one range alone, and several together, are measured, in seconds; and how much more they have to bring.
@@ -45,13 +47,22 @@ class Running:
         """Will a reader at `position` not wait long?"""
         return self.age < _GRACE or position - self.position <= self.rate * _PATIENCE
 
+    @property
+    def is_nearly_here(self) -> bool:
+        """Is it about to end?"""
+        return self.age >= _LEAD and self.stop - self.position <= self.rate * _LEAD
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What is known of the upstream: bytes a second of one connection (0: nothing yet), ranges at a time."""
+    """What is known of the upstream: bytes a second of one connection (0: nothing yet), ranges at a time.
+
+    `lead`: it takes one more for the moment in which one ends and the next begins.
+    """
 
     rate: float
     parallel: int
+    lead: bool = True
 
     def streams(self, size: int) -> int:
         """How many ranges from the front a blob of `size` bytes is worth."""
@@ -83,7 +94,8 @@ def next_range(fill: FillMap, running: Sequence[Running], waiting: Iterable[int]
         for position in waiting:
             if (found := _for_reader(fill, running, position, pace, front)) is not None:
                 return found
-    if len(running) < front:
+    leaving = sum(one.is_nearly_here for one in running) if pace.lead else 0
+    if len(running) < front + min(leaving, front):
         return _from_front(fill, running, pace, front)
     return None
 
@@ -135,6 +147,7 @@ class Gain:
 
     def __init__(self, parallel: int) -> None:
         self.parallel = parallel
+        self.lead = True
         self._alone: float | None = None
         self._mark: tuple[float, int] | None = None
         self._judged = False
@@ -167,4 +180,5 @@ class Gain:
 
     def refused(self, left: int) -> None:
         """A range failed while `left` others went on: it was one too many."""
+        self.lead = False
         self.parallel = max(1, min(self.parallel, left))
