@@ -179,7 +179,7 @@ class Download:
 
     def _next(self) -> Next | None:
         assert self._partial is not None  # noqa: S101 - `_plan` has looked
-        pace = Pace(self._rate, self._gain.allowed, self._gain.lead)
+        pace = Pace(self._rate, self._gain.allowed, self._gain.spare)
         found = next_range(self._partial.map, self._streams, self._filling.waiting(), pace)
         # A further range nobody waits for takes no other fill's turn.
         if found is not None and not found.reader and self._streams and not self._slots.idle:

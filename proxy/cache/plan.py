@@ -57,16 +57,20 @@ class Running:
 class Pace:
     """What is known of the upstream: bytes a second of one connection (0: nothing yet), ranges at a time.
 
-    `lead`: it takes one more for the moment in which one ends and the next begins.
+    `spare`: how many more there may be for the moments in which one ends and the next begins.
     """
 
     rate: float
     parallel: int
-    lead: bool = True
+    spare: int = 0
 
     def streams(self, size: int) -> int:
         """How many ranges from the front a blob of `size` bytes is worth."""
         return self.parallel if size > _SINGLE else 1
+
+    def ahead(self, size: int, running: Iterable[Running]) -> int:
+        """How many ranges more than these are worth it now, because so many of those on their way are nearly here."""
+        return min(self.spare, sum(one.is_nearly_here for one in running)) if size > _SINGLE else 0
 
     def length(self, left: int, streams: int) -> int:
         """How long a range should be while `left` bytes are to be asked for: so that all streams end together."""
@@ -94,8 +98,7 @@ def next_range(fill: FillMap, running: Sequence[Running], waiting: Iterable[int]
         for position in waiting:
             if (found := _for_reader(fill, running, position, pace, front)) is not None:
                 return found
-    leaving = sum(one.is_nearly_here for one in running) if pace.lead else 0
-    if len(running) < front + min(leaving, front):
+    if len(running) < front + pace.ahead(fill.size, running):
         return _from_front(fill, running, pace, front)
     return None
 
@@ -147,7 +150,7 @@ class Gain:
 
     def __init__(self, parallel: int) -> None:
         self.parallel = parallel
-        self.lead = True
+        self._most = parallel
         self._alone: float | None = None
         self._mark: tuple[float, int] | None = None
         self._judged = False
@@ -156,6 +159,11 @@ class Gain:
     def allowed(self) -> int:
         """How many ranges from the front to run now."""
         return 1 if self._alone is None else self.parallel
+
+    @property
+    def spare(self) -> int:
+        """How many more the upstream can be asked for at a time."""
+        return self._most - self.allowed
 
     def look(self, now: float, running: Sequence[Running], received: int) -> None:
         """Learn from what runs at `now` (seconds), and from the bytes `received` by all ranges so far."""
@@ -180,5 +188,4 @@ class Gain:
 
     def refused(self, left: int) -> None:
         """A range failed while `left` others went on: it was one too many."""
-        self.lead = False
-        self.parallel = max(1, min(self.parallel, left))
+        self.parallel = self._most = max(1, min(self.parallel, left))

@@ -145,7 +145,7 @@ class Handlers:
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{source.size}"
             response = web.StreamResponse(status=206 if span is not None else 200, headers=headers)
             await send_head(exchange, response)
-            reached = await send_source(exchange, source, start, stop)
+            reached = await send_source(exchange, response, source, start, stop)
             if reached < stop and start == 0:
                 # Such a body must not complete unless its bytes were hashed; the client comes back for the rest.
                 raise cut(exchange, "the cache cannot go on with it")

@@ -1,6 +1,7 @@
 """A finished blob whose file cannot be read, and a fill that cannot be put in place."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable
 from typing import Any
@@ -57,10 +58,10 @@ async def test_a_bad_sector_in_the_middle_of_a_window_cuts_the_body(
     loop = asyncio.get_running_loop()
     sendfile = loop.sendfile
 
-    async def bad_sector(transport: Any, file: Any, offset: int, count: int) -> int:
+    async def bad_sector(transport: Any, file: Any, offset: int, count: int, **how: Any) -> int:
         if offset > 1_000_000:
             raise OSError(5, os.strerror(5))
-        return await sendfile(transport, file, offset, count)
+        return await sendfile(transport, file, offset, count, **how)
 
     with monkeypatch.context() as broken:
         # As if the socket took nothing at once, so that asyncio waits for it.
@@ -71,6 +72,50 @@ async def test_a_bad_sector_in_the_middle_of_a_window_cuts_the_body(
     answer = await proxy.get(path)
     assert answer.body == BLOB
     assert registry.count("GET", "/blobs/") == 2
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+async def test_a_file_system_without_sendfile(
+    proxy: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Its bytes are copied, cold and warm, and readers of one file at different offsets do not mix theirs up."""
+
+    def none(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "sendfile", none)
+    path = f"/v2/a/blobs/{registry.put('a', 'application/octet-stream', BLOB)}"
+    starts = range(0, len(BLOB), 400_000)
+    for _ in "cold", "warm":
+        answers = await asyncio.gather(*(proxy.get(path, Range=f"bytes={start}-") for start in starts), proxy.get(path))
+        assert [answer.body for answer in answers] == [*(BLOB[start:] for start in starts), BLOB]
+        await proxy.stored(1)
+    assert registry.record.sent_twice(path.rpartition("/")[2]) == []
+
+
+async def test_a_bad_sector_where_there_is_no_sendfile(
+    proxy: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read that fails after others succeeded ends the body, at whatever byte: no byte is sent in another's place."""
+    path = f"/v2/a/blobs/{registry.put('a', 'application/octet-stream', BLOB)}"
+    await proxy.get(path)
+    await proxy.stored(1)
+    pread = os.pread
+
+    def none(*_: object) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    def bad_sector(descriptor: int, count: int, offset: int) -> bytes:
+        if offset > 1_000_000:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, count, offset)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "sendfile", none)
+        broken.setattr(os, "pread", bad_sector)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await proxy.get(path, Range="bytes=5-")
+    assert (await proxy.get(path, Range="bytes=5-")).body == BLOB[5:]
 
 
 async def test_a_fill_that_cannot_be_kept_still_serves_who_joins(

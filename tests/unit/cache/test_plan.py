@@ -53,7 +53,7 @@ class Situation:
 
 
 SIZES = st.one_of(st.integers(1, 5 * BLOCK), st.integers(1, 24 * MIB), st.integers(32 * MIB, 80 * MIB))
-PACES = st.builds(Pace, st.sampled_from([0.0, 1e3, 1e6, 5e6, 1e8, 1e10]), st.integers(1, 16))
+PACES = st.builds(Pace, st.sampled_from([0.0, 1e3, 1e6, 5e6, 1e8, 1e10]), st.integers(1, 16), st.integers(0, 3))
 
 
 @st.composite
@@ -122,7 +122,7 @@ def test_how_long_and_how_many(here: Situation) -> None:
         assert found is None
     if found is None:
         return
-    assert found.reader or len(here.running) < front
+    assert found.reader or len(here.running) < front + here.pace.spare
     assert found.stop - found.start <= max(LONGEST, BLOCK)
     begins = {one.position for one in here.running} | {one.stop for one in here.running} | {here.fill.size}
     assert found.stop % BLOCK == 0 or found.stop in begins
@@ -186,6 +186,48 @@ def test_a_large_one_is_several() -> None:
     assert starts == [number * FIRST_RANGE for number in range(4)]
 
 
+# One range of 4 MiB on its way, 1 MiB of it missing: at 10 MB/s that is a tenth of a second.
+NEARLY = 10e6
+
+
+@pytest.mark.parametrize(
+    ("size", "spare", "age", "rate", "expected"),
+    [
+        (40 * MIB, 1, 1.0, NEARLY, 4 * MIB),
+        (40 * MIB, 0, 1.0, NEARLY, None),
+        (40 * MIB, 1, 0.1, NEARLY, None),
+        (40 * MIB, 1, 1.0, NEARLY / 2, None),
+        (32 * MIB, 1, 1.0, NEARLY, None),
+    ],
+    ids=["nearly here", "none to spare", "too young to tell", "too slow", "small blob"],
+)
+def test_the_next_is_asked_for_before_one_has_ended(
+    size: int, spare: int, age: float, rate: float, expected: int | None
+) -> None:
+    """So that the upstream never waits for a round trip, where it may have one more connection for a moment."""
+    here = Situation(empty(size), Pace(rate, 1, spare), [Running(3 * MIB, 4 * MIB, age, rate)])
+    here.fill.record(0, 3 * MIB)
+    found = here.next()
+    assert (found and found.start) == expected
+    if found is not None:
+        assert not found.reader
+        here.start(found)
+        assert here.next() is None
+
+
+def test_no_more_than_there_are_to_spare() -> None:
+    """Several that end together are followed by as many as the upstream may have."""
+    running = [Running((4 * number + 3) * MIB, 4 * (number + 1) * MIB, 1.0, NEARLY) for number in range(3)]
+    here = Situation(empty(100 * MIB), Pace(NEARLY, 3, 2), running)
+    for number in range(3):
+        here.fill.record(4 * number * MIB, 3 * MIB)
+    for _ in range(2):
+        found = here.next()
+        assert found is not None
+        here.start(found)
+    assert here.next() is None
+
+
 @pytest.mark.parametrize(("age", "rate", "own"), [(0.1, 0.0, False), (1.0, 3e6, False), (1.0, 1e5, True)])
 def test_a_reader_ahead_in_a_range_on_its_way(age: float, rate: float, own: bool) -> None:
     """It waits for one that has just begun, or is soon there; what would take long is cut short for it."""
@@ -243,6 +285,23 @@ def test_it_is_not_judged_before_all_have_brought_something() -> None:
     gain.look(0.0, both, 0)
     gain.look(10.0, both, 0)
     assert gain.allowed == 4
+
+
+@pytest.mark.parametrize(("together", "expected"), [(1.0, 3), (4.0, 0)])
+def test_what_is_not_used_is_to_spare(together: float, expected: int) -> None:
+    """Never more at a time than are configured: those that bring nothing are left for the ends of the one."""
+    gain = Gain(4)
+    measured(gain, 10e6, together * 10e6)
+    assert gain.spare == expected
+    assert Gain(1).spare == 0
+
+
+def test_none_is_to_spare_after_a_refusal() -> None:
+    """The upstream does not want as many as that, not for a moment either."""
+    gain = Gain(4)
+    measured(gain, 10e6, 10e6)
+    gain.refused(1)
+    assert (gain.allowed, gain.spare) == (1, 0)
 
 
 @pytest.mark.parametrize(("left", "expected"), [(3, 3), (1, 1), (0, 1), (9, 4)])
