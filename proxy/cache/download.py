@@ -244,10 +244,10 @@ class Download:
             pause = max(pause, _FIRST_PAUSE)
         pause = max(min(pause, _LONGEST_PAUSE), error.retry_after or 0.0)
         self._last_error = error
-        if self._streams:
+        if self._streams and not stream.received:
             # Others still bring bytes: this one may have been one too many.
             self._gain.refused(len(self._streams))
-        elif self._failures > _TRIES:
+        if not self._streams and self._failures > _TRIES:
             raise error
         self._not_before = asyncio.get_running_loop().time() + pause
 

@@ -49,7 +49,7 @@ class Running:
 
     @property
     def is_nearly_here(self) -> bool:
-        """Is it about to end?"""
+        """Is it about to end, if it goes on as it did?"""
         return self.age >= _LEAD and self.stop - self.position <= self.rate * _LEAD
 
 
@@ -162,8 +162,8 @@ class Gain:
 
     @property
     def spare(self) -> int:
-        """How many more the upstream can be asked for at a time."""
-        return self._most - self.allowed
+        """How many more the upstream can be asked for at a time; none while one alone is measured."""
+        return self._most - self.allowed if self._alone is not None else 0
 
     def look(self, now: float, running: Sequence[Running], received: int) -> None:
         """Learn from what runs at `now` (seconds), and from the bytes `received` by all ranges so far."""

@@ -16,7 +16,7 @@ from proxy.cache.ask import Ask
 
 _WAKE_BYTES = 512 * 1024
 _WAKE_SECONDS = 0.05
-# Each may send a megabyte at once, in a fraction of a millisecond.
+# Each may send a window at once, in a fraction of a millisecond.
 _WAKE_TOGETHER = 8
 
 

@@ -9,10 +9,10 @@ Invariants:
 
 import asyncio
 import errno
+import functools
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import BinaryIO
 
 from aiohttp import web
@@ -23,17 +23,21 @@ from proxy.server.exchange import Exchange
 from proxy.upstream.client import Reply
 from proxy.upstream.errors import UpstreamError
 
-# asyncio's own event loop is what this relies on: uvloop has no sendfile.
+# asyncio's own event loop is what this relies on: uvloop has no sendfile. So much is tried at once, and so much of what
+# the client does not take at once has one time limit.
 _WINDOW = 2 * 1024 * 1024
+_WAITED = 1024 * 1024
 # How much is read in at a time where the page cache has not got it: a visit to a thread for each window would cost more
 # than the window does.
 _BATCH = 4 * 1024 * 1024
-_NOWHERE = Path(os.devnull)
 # What is read at a time where there is no sendfile: on encrypted connections, and on some file systems.
 _COPY = 256 * 1024
 _NO_SENDFILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_OF_THE_DISK = {errno.EIO, errno.ESTALE, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA}
+# What says nothing of the file that was to be read.
+_NOTHING_LEFT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _PROBE_EVERY = 128 * 1024
-# Seconds in which a client has to take a window; kubelets give a pull up after five minutes without bytes.
+# Seconds in which a client has to take what it is handed; kubelets give a pull up after five minutes without bytes.
 _PATIENCE = 120.0
 
 
@@ -59,14 +63,17 @@ async def send_source(
     That is before `stop` where the cache cannot go on; what was read is `damaged` then, if it was a file's fault.
     Raises ConnectionError where the client left, or its body had to be cut.
     """
-    position = start
+    position, copying = start, False
     while position < stop:
         try:
             end = min(await source.ready(position, from_start=start == 0), stop, position + _WINDOW)
-            if not _in_page_cache(source.file.fileno(), position, end):
+            if not copying and not _in_page_cache(source.file.fileno(), position, end):
                 there = min(position + _BATCH, stop, await source.ready(position, from_start=start == 0))
                 await asyncio.to_thread(_read_in, source.file.fileno(), position, there)
-            sent = _send_at_once(_transport(exchange), source.file.fileno(), position, end - position)
+            sent = None if copying else await _send_file(exchange, source.file, position, end)
+            if sent is None:
+                copying = True
+                sent = await _copy(exchange, response, source.file, position, end)
         except ConnectionError:
             raise
         except UpstreamError as error:
@@ -76,17 +83,13 @@ async def send_source(
         except OSError:
             exchange.damaged = True
             return position
-        if sent < end - position:
-            async with _patience(exchange):
-                sent += await _send_rest(exchange, response, source.file, position + sent, end)
-        else:
-            # A client that is faster than the disk must not have the loop for itself.
-            await asyncio.sleep(0)
         exchange.bytes_sent += sent
         position += sent
         if not sent:
             exchange.damaged = True
             return position
+        # A client that is faster than the disk must not have the loop for itself.
+        await asyncio.sleep(0)
     return position
 
 
@@ -140,12 +143,38 @@ async def _patience(exchange: Exchange) -> AsyncIterator[None]:
         raise BodyCut("the client stopped reading") from None
 
 
-def _send_at_once(transport: asyncio.WriteTransport, descriptor: int, position: int, count: int) -> int:
-    """Send what the socket takes now; gives how much that was.
+async def _send_file(exchange: Exchange, file: BinaryIO, start: int, stop: int) -> int | None:
+    """Send bytes from `start` on, up to `stop`, by sendfile; gives how many, None where there is no sendfile.
+
+    Raises OSError where none were sent, and ConnectionError.
+    """
+    transport, count = _transport(exchange), stop - start
+    sent = _send_at_once(transport, file.fileno(), start, count)
+    if sent is None or sent == count:
+        return sent
+    async with _patience(exchange):
+        try:
+            # Its own way of copying would move the file's one position, which all of its readers share.
+            return sent + await asyncio.get_running_loop().sendfile(
+                transport, file, start + sent, min(count - sent, _WAITED), fallback=False
+            )
+        except asyncio.SendfileNotAvailableError:
+            # That does not tell why; asked again at once, the kernel does.
+            return sent or _send_at_once(transport, file.fileno(), start, count)
+        except OSError as error:
+            exchange.damaged = error.errno in _OF_THE_DISK
+            # How much was sent before it is not known.
+            raise cut(exchange, "the body could not be sent") from error
+
+
+def _send_at_once(transport: asyncio.WriteTransport, descriptor: int, position: int, count: int) -> int | None:
+    """Send what the socket takes now; gives how much that was, None where there is no sendfile.
 
     It is what asyncio's sendfile tries first, without what it costs to wait. Raises OSError.
     """
-    if transport.get_write_buffer_size() or _is_encrypted(transport):
+    if transport.get_extra_info("sslcontext") is not None:
+        return None
+    if transport.get_write_buffer_size():
         return 0
     try:
         return os.sendfile(transport.get_extra_info("socket").fileno(), descriptor, position, count)
@@ -153,41 +182,31 @@ def _send_at_once(transport: asyncio.WriteTransport, descriptor: int, position: 
         return 0
     except OSError as error:
         if error.errno in _NO_SENDFILE:
-            return 0
-        raise _of_whom(error) from error
+            return None
+        if error.errno in _OF_THE_DISK:
+            raise
+        # All else was said of the client's connection.
+        raise ConnectionResetError(error.errno, error.strerror) from error
 
 
-async def _send_rest(exchange: Exchange, response: web.StreamResponse, file: BinaryIO, start: int, stop: int) -> int:
-    """Send the bytes from `start` to `stop` as the client takes them; gives how many that were.
-
-    Raises OSError where it cannot be said how many: the body is over then.
-    """
-    loop, transport = asyncio.get_running_loop(), _transport(exchange)
-    if not _is_encrypted(transport):
-        try:
-            # Its own way of copying moves the file's one position, which all of its readers share.
-            return await loop.sendfile(transport, file, start, stop - start, fallback=False)
-        except asyncio.SendfileNotAvailableError:
-            pass
-        except OSError as error:
-            raise _of_whom(error) from error
+async def _copy(exchange: Exchange, response: web.StreamResponse, file: BinaryIO, start: int, stop: int) -> int:
+    """Send the bytes from `start` to `stop` by reading them; gives how many. Raises OSError where none can be read."""
     sent = 0
     while start + sent < stop:
-        piece = await asyncio.to_thread(os.pread, file.fileno(), min(_COPY, stop - start - sent), start + sent)
+        count = min(_COPY, stop - start - sent)
+        try:
+            piece = await asyncio.to_thread(os.pread, file.fileno(), count, start + sent)
+        except OSError:
+            if not sent:
+                raise
+            # Met again by whoever sends the next bytes.
+            break
         if not piece:
             break
-        await response.write(piece)
+        async with _patience(exchange):
+            await response.write(piece)
         sent += len(piece)
     return sent
-
-
-def _is_encrypted(transport: asyncio.WriteTransport) -> bool:
-    return transport.get_extra_info("sslcontext") is not None
-
-
-def _of_whom(error: OSError) -> OSError:
-    """What a disk says stays what it is; all else was said of the client's connection."""
-    return error if error.errno == errno.EIO else ConnectionResetError(error.errno, error.strerror)
 
 
 def _transport(exchange: Exchange) -> asyncio.WriteTransport:
@@ -217,14 +236,19 @@ def _read_in(descriptor: int, start: int, end: int) -> None:
     would copy memory that no CPU has seen yet, half of what a body costs; what is asked for with POSIX_FADV_WILLNEED
     comes in small pages.
     """
-    with _NOWHERE.open("wb", buffering=0) as nowhere:
-        try:
-            while start < end and (count := os.sendfile(nowhere.fileno(), descriptor, start, end - start)):
-                start += count
-        except OSError as error:
-            # A file system that has none is read in threads anyway.
-            if error.errno not in _NO_SENDFILE:
-                raise
+    try:
+        while start < end and (count := os.sendfile(_nowhere(), descriptor, start, end - start)):
+            start += count
+    except OSError as error:
+        # A file system that has no sendfile is read in threads anyway.
+        if error.errno not in _NO_SENDFILE | _NOTHING_LEFT:
+            raise
+
+
+@functools.cache
+def _nowhere() -> int:
+    """A descriptor that takes everything; opened once, so that no body can lack it."""
+    return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def _probes(start: int, end: int) -> tuple[int, ...]:

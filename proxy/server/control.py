@@ -40,10 +40,14 @@ class Channel:
         end.setblocking(False)
         return cls(*await asyncio.open_connection(sock=end, limit=_LONGEST))
 
-    async def send(self, message: Message) -> None:
-        """Send it."""
+    def post(self, message: Message) -> None:
+        """Send it without waiting, whether the other end reads or not."""
         value = base64.b64encode(pickle.dumps(message.value))
         self._writer.write(f"{message.name} {message.number} ".encode() + value + b"\n")
+
+    async def send(self, message: Message) -> None:
+        """Send it, and wait while the other end is behind."""
+        self.post(message)
         await self._writer.drain()
 
     async def receive(self) -> Message:

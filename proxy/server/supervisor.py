@@ -157,17 +157,16 @@ class Supervisor:
     async def stop(self, limit: float) -> None:
         """Let running bodies end for `limit` seconds, then end all workers."""
         self._stopping.set()
-        for worker in list(self._workers.values()):
-            with contextlib.suppress(ConnectionError):
-                await worker.channel.send(Message("drain"))
+        for worker in self._workers.values():
+            worker.channel.post(Message("drain"))
         if self._keepers:
             await asyncio.wait(self._keepers, timeout=limit + _CLOSE_LIMIT if limit else 0.0)
         self._killing = True
         for process in self._processes:
             _kill(process)
-        for result in await asyncio.gather(*self._keepers, return_exceptions=True):
-            if isinstance(result, Exception):
-                _log.error("a worker could not be ended", exc_info=result)
+        if self._keepers:
+            # Not gathered: whoever cancels this must not cancel them.
+            await asyncio.wait(self._keepers)
 
     async def _keep(self, number: int) -> None:
         loop, short_lives = asyncio.get_running_loop(), 0
@@ -175,9 +174,8 @@ class Supervisor:
             began = loop.time()
             try:
                 reason = await self._live(number)
-            except (OSError, ValueError) as error:
-                # No descriptors left, no process: one that is missing is tried for again.
-                reason = str(error)
+            except Exception as error:  # noqa: BLE001 - no descriptors, process or thread left: it is tried for again
+                reason = f"{type(error).__name__}: {error}"
             if self._stopping.is_set():
                 return
             short_lives = short_lives + 1 if loop.time() - began < _SHORT_LIFE else 0
@@ -219,7 +217,7 @@ class Supervisor:
                 self._started[number].set_result(None)
             if self._stopping.is_set():
                 # Everybody else was told while this one started.
-                await worker.channel.send(Message("drain"))
+                worker.channel.post(Message("drain"))
             await process.wait()
         except (WorkerError, ConnectionError) as error:
             reason = str(error)

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ async def test_a_bad_sector_is_passed_by(proxy: Proxy, registry: FakeRegistry, m
     await proxy.stored(1)
     send = body._send_at_once
 
-    def bad_sector(transport: asyncio.WriteTransport, descriptor: int, position: int, count: int) -> int:
+    def bad_sector(transport: asyncio.WriteTransport, descriptor: int, position: int, count: int) -> int | None:
         if position > 1_000_000:
             raise OSError(5, os.strerror(5))
         return send(transport, descriptor, position, count)
@@ -96,7 +97,7 @@ async def test_a_file_system_without_sendfile(
 async def test_a_bad_sector_where_there_is_no_sendfile(
     proxy: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read that fails after others succeeded ends the body, at whatever byte: no byte is sent in another's place."""
+    """A read that fails after others succeeded is passed by as well: no byte is sent twice or left out."""
     path = f"/v2/a/blobs/{registry.put('a', 'application/octet-stream', BLOB)}"
     await proxy.get(path)
     await proxy.stored(1)
@@ -113,9 +114,35 @@ async def test_a_bad_sector_where_there_is_no_sendfile(
     with monkeypatch.context() as broken:
         broken.setattr(os, "sendfile", none)
         broken.setattr(os, "pread", bad_sector)
-        with pytest.raises(aiohttp.ClientPayloadError):
-            await proxy.get(path, Range="bytes=5-")
-    assert (await proxy.get(path, Range="bytes=5-")).body == BLOB[5:]
+        assert (await proxy.get(path, Range="bytes=5-")).body == BLOB[5:]
+    rest = registry.record.requests[1]
+    assert 1_000_000 < rest.start < rest.stop == len(BLOB)
+    assert await proxy.metric("pullthrough_cache_blobs") == 0
+
+
+async def test_no_descriptors_left_is_no_damage(
+    proxy: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob that has to be read in while the process may open nothing more is served, and stays in the cache."""
+    path = f"/v2/a/blobs/{registry.put('a', 'application/octet-stream', BLOB)}"
+    await proxy.get(path)
+    await proxy.stored(1)
+    read_in = body._read_in
+    body._nowhere.cache_clear()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def without_descriptors(descriptor: int, start: int, end: int) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            read_in(descriptor, start, end)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    monkeypatch.setattr(body, "_in_page_cache", lambda *_: False)
+    monkeypatch.setattr(body, "_read_in", without_descriptors)
+    assert (await proxy.get(path)).body == BLOB
+    assert await proxy.metric("pullthrough_cache_blobs") == 1
+    assert registry.count("GET", "/blobs/") == 1
 
 
 async def test_a_fill_that_cannot_be_kept_still_serves_who_joins(

@@ -296,6 +296,14 @@ def test_what_is_not_used_is_to_spare(together: float, expected: int) -> None:
     assert Gain(1).spare == 0
 
 
+def test_none_is_to_spare_while_one_is_measured() -> None:
+    """What one range alone brings is only known while it is alone."""
+    gain = Gain(4)
+    assert gain.spare == 0
+    gain.ended(1e6)
+    assert (gain.allowed, gain.spare) == (4, 0)
+
+
 def test_none_is_to_spare_after_a_refusal() -> None:
     """The upstream does not want as many as that, not for a moment either."""
     gain = Gain(4)

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -262,3 +263,58 @@ async def test_one_that_dies_at_once_is_not_replaced_in_a_loop(make: Make, monke
     await until(lambda: len(asked) >= 8)
     assert max(asked) >= 3
     assert asked[:2] == [0, 0]
+
+
+async def test_the_end_of_one_that_hangs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much it has not read, it holds nobody up: it is killed when its time is over, and the other ends."""
+    monkeypatch.setattr(supervisor, "_RELOAD_LIMIT", 0.05)
+    monkeypatch.setattr(supervisor, "_CLOSE_LIMIT", 0.05)
+    workers = make(GOOD)
+    await workers.supervisor.start()
+    os.kill(workers.pids()[0], signal.SIGSTOP)
+    # More than the pair and its buffers take.
+    large = SETTINGS.model_copy(update={"trusted_proxies": ("10.0.0.0/8" * 100_000,)})
+    for _ in range(3):
+        with pytest.raises(WorkerError, match="does not answer"):
+            await workers.supervisor.reload(large)
+    async with asyncio.timeout(20):
+        await workers.supervisor.stop(0.05)
+    assert sorted(workers.ended) == [0, 1]
+
+
+async def test_whoever_cancels_the_end_does_not_cancel_the_keepers(make: Make) -> None:
+    """They still clear up, and the next `stop` waits for them."""
+    workers, clearing, release = make(GOOD), threading.Event(), threading.Event()
+
+    def slowly(number: int) -> None:
+        clearing.set()
+        release.wait()
+        workers.ended.append(number)
+
+    workers.supervisor._ended = slowly
+    await workers.supervisor.start()
+    ending = asyncio.create_task(workers.supervisor.stop(0.0))
+    await asyncio.to_thread(clearing.wait)
+    ending.cancel()
+    await asyncio.gather(ending, return_exceptions=True)
+    release.set()
+    await workers.supervisor.stop(0.0)
+    assert sorted(workers.ended) == [0, 1]
+
+
+async def test_one_for_which_nothing_is_left_is_tried_for_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process, descriptor or thread to be had at the moment is no reason to do without a worker for ever."""
+    monkeypatch.setattr(supervisor, "pause_before", lambda _: 0.0)
+    workers = make(GOOD)
+    await workers.supervisor.start()
+    spawn, failures = workers.supervisor._spawn, [RuntimeError("no thread"), OSError("no descriptor")]
+
+    async def failing(number: int, theirs: socket.socket) -> asyncio.subprocess.Process:
+        if failures:
+            raise failures.pop()
+        return await spawn(number, theirs)
+
+    monkeypatch.setattr(workers.supervisor, "_spawn", failing)
+    os.kill(workers.pids()[0], signal.SIGKILL)
+    await until(lambda: workers.ended == [0] and workers.supervisor.serving == 2)
+    assert failures == []
