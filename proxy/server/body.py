@@ -42,7 +42,7 @@ _PATIENCE = 120.0
 
 
 class BodyCut(ConnectionError):
-    """The body ended early and the connection with it. A ConnectionError, so that aiohttp ends quietly."""
+    """The body ends early. A ConnectionError, on which aiohttp ends the connection quietly: with FIN, after a flush."""
 
 
 async def send_head(exchange: Exchange, response: web.StreamResponse) -> None:
@@ -121,11 +121,8 @@ async def send_reply(
 
 
 def cut(exchange: Exchange, reason: str) -> BodyCut:
-    """End the connection with FIN, after what is buffered; gives what is to be raised."""
+    """What ends a body early: raised, it ends the connection once everything has been closed behind it."""
     exchange.detail = "cut"
-    transport = exchange.request.transport
-    if transport is not None:
-        transport.close()
     return BodyCut(reason)
 
 
