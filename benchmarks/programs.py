@@ -1,7 +1,9 @@
 """The programs of a scenario, each a process of its own with files of its own, all ended with the scenario."""
 
+import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -45,11 +47,17 @@ def program(*names: str) -> str:
     raise NotInstalled(f"{names[0]} is not installed")
 
 
+# Below the ports that the system gives to connections, which could take one before its listener is there; none twice.
+_PORTS = itertools.cycle(random.sample(range(12_000, 32_000), 4_000))
+
+
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody listens on, and that was not given before."""
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("a cycle has no end")
 
 
 @dataclass(frozen=True)

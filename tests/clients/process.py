@@ -1,6 +1,9 @@
 """Programs that the tests run: commands that end, and daemons that run until they are stopped."""
 
+import contextlib
+import itertools
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -43,11 +46,17 @@ def run(*arguments: str | Path, env: Mapping[str, str] | None = None, timeout: f
     return done.stdout
 
 
+# Below the ports that the system gives to connections, which could take one before its listener is there; none twice.
+_PORTS = itertools.cycle(random.sample(range(12_000, 32_000), 4_000))
+
+
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody listens on, and that was not given before."""
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("a cycle has no end")
 
 
 def wait_for(what: str, ready: Callable[[], bool], within: float = 30.0) -> None:
