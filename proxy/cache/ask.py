@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from proxy.cache.records import KEEP_CONTENT, MemberRecord, dump_proof, load_proof, member_key, proof_key
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
-from proxy.policy.access import Principal, Proof
+from proxy.policy.access import Principal, Proof, proof_kept
 from proxy.policy.freshness import Lifetimes
 from proxy.storage.base import MetadataStore, StorageError
 
@@ -93,9 +93,8 @@ class Rights:
 
     async def prove(self, ask: Ask) -> None:
         """The upstream answered `ask`."""
-        lifetimes = ask.lifetimes
         self._refused.pop(proof_key(ask.principal, ask.repository), None)
-        keep = lifetimes.proof_ttl + max(lifetimes.stale_if_error, lifetimes.proof_stale_if_error)
+        keep = proof_kept(ask.principal, ask.lifetimes)
         await self._records.put({proof_key(ask.principal, ask.repository): dump_proof(Proof(self._clock()))}, keep)
 
     async def refuse(self, ask: Ask) -> None:

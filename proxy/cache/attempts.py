@@ -91,26 +91,25 @@ class Circuits:
 
 
 class Missing:
-    """404s remembered for a while, for each principal: (principal, repository, reference) → the upstream's code."""
+    """404s remembered for a while, for each principal: (principal, repository, reference) → until when."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._until: dict[tuple[str, Repository, str], tuple[float, str | None]] = {}
+        self._until: dict[tuple[str, Repository, str], float] = {}
 
-    def remember(self, ask: Ask, reference: str, code: str | None) -> None:
+    def remember(self, ask: Ask, reference: str) -> None:
         """The upstream has no `reference` for `ask`."""
         now = self._clock()
         if len(self._until) >= _MOST_MISSING:
-            self._until = {key: entry for key, entry in self._until.items() if entry[0] > now}
+            self._until = {key: until for key, until in self._until.items() if until > now}
         if ask.lifetimes.negative_ttl > 0 and len(self._until) < _MOST_MISSING:
-            key = (ask.principal.key, ask.repository, reference)
-            self._until[key] = (now + ask.lifetimes.negative_ttl, code)
+            self._until[ask.principal.key, ask.repository, reference] = now + ask.lifetimes.negative_ttl
 
     def raise_if_known(self, ask: Ask, reference: str) -> None:
         """Raise UpstreamMissing where the 404 still counts: never longer than for the one who asks now."""
-        until, code = self._until.get((ask.principal.key, ask.repository, reference), (0.0, None))
+        until = self._until.get((ask.principal.key, ask.repository, reference), 0.0)
         if 0 < until - self._clock() <= ask.lifetimes.negative_ttl:
-            raise UpstreamMissing(f"{ask.repository} has no {reference}, as asked before", code)
+            raise UpstreamMissing(f"{ask.repository} has no {reference}, as asked before")
 
 
 class Attempts(Generic[T]):
@@ -169,7 +168,7 @@ class Attempts(Generic[T]):
         if isinstance(error, UpstreamRefused):
             await self._rights.refuse(ask)
         elif isinstance(error, UpstreamMissing):
-            await self._gone(ask, reference, error)
+            await self._gone(ask, reference)
 
     async def close(self) -> None:
         """End what is under way."""
@@ -187,8 +186,8 @@ class Attempts(Generic[T]):
 
         return run
 
-    async def _gone(self, ask: Ask, reference: str | Digest, error: UpstreamMissing) -> None:
-        self._missing.remember(ask, str(reference), error.code)
+    async def _gone(self, ask: Ask, reference: str | Digest) -> None:
+        self._missing.remember(ask, str(reference))
         if self._kind == "list":
             return
         (proof,) = await self._records.get(proof_key(ask.principal, ask.repository))

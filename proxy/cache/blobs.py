@@ -327,7 +327,7 @@ class Blobs:
         return _Standing(self._rights.proof(ask, raw_proof), MemberRecord.load(raw_member))
 
     def _counts(self, ask: Ask, standing: _Standing) -> bool:
-        return standing.member is not None and proof_counts(standing.proof, self._clock(), ask.lifetimes)
+        return standing.member is not None and proof_counts(standing.proof, ask.principal, self._clock(), ask.lifetimes)
 
     def _counts_in_outage(self, ask: Ask, standing: _Standing) -> bool:
         return standing.member is not None and proof_counts_in_outage(

@@ -89,7 +89,7 @@ class Manifests:
     async def _by_digest(self, ask: Ask, digest: Digest, want_body: bool) -> ManifestAnswer:
         known = await self._know_digest(ask, digest, want_body)
         now = self._clock()
-        if known.content is not None and proof_counts(known.proof, now, ask.lifetimes):
+        if known.content is not None and proof_counts(known.proof, ask.principal, now, ask.lifetimes):
             return _digest_answer(known.content, CacheState.HIT, now)
         usable = known.content is not None and self._counts_in_outage(ask, known)
         key = ("digest", ask.principal.key, ask.repository, digest, want_body)
@@ -113,7 +113,7 @@ class Manifests:
     async def _fetch_digest(self, ask: Ask, digest: Digest, want_body: bool) -> _Outcome:
         # Read again: the attempt before this one may have ended after our caller looked.
         known = await self._know_digest(ask, digest, want_body)
-        if known.content is not None and proof_counts(known.proof, self._clock(), ask.lifetimes):
+        if known.content is not None and proof_counts(known.proof, ask.principal, self._clock(), ask.lifetimes):
             return _Outcome(known.content, CacheState.HIT)
         local = known.content or await self._local(digest)
         if local is not None or not want_body:
@@ -169,7 +169,9 @@ class Manifests:
         return _Known(proof, _content(digest, MemberRecord.load(raw_member), body, want_body), record, state)
 
     def _good(self, ask: Ask, known: _Known) -> bool:
-        return known.freshness is Freshness.FRESH and proof_counts(known.proof, self._clock(), ask.lifetimes)
+        return known.freshness is Freshness.FRESH and proof_counts(
+            known.proof, ask.principal, self._clock(), ask.lifetimes
+        )
 
     def _counts_in_outage(self, ask: Ask, known: _Known) -> bool:
         return proof_counts_in_outage(known.proof, ask.principal, self._clock(), ask.lifetimes)

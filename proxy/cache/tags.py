@@ -64,7 +64,7 @@ class Lists:
         state = Freshness.EXPIRED
         if record is not None:
             state = freshness(record.fetched, now, lifetimes.tag_ttl, lifetimes.stale_if_error)
-            if state is Freshness.FRESH and proof_counts(proof, now, lifetimes):
+            if state is Freshness.FRESH and proof_counts(proof, ask.principal, now, lifetimes):
                 return record, self._verdict(ask, record, CacheState.HIT)
         usable = state is not Freshness.EXPIRED and proof_counts_in_outage(proof, ask.principal, now, lifetimes)
         try:

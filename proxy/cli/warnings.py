@@ -27,7 +27,15 @@ def configuration_warnings(settings: Settings) -> Iterator[str]:
     for cluster in settings.clusters:
         if cluster.match is not None and cluster.match.listeners and not served & set(cluster.match.listeners):
             yield f"cluster {cluster.name} matches listeners that are not served: none of its clients will be found"
+    yield from _logins_nobody_is_asked_for(settings)
     yield from _open_files(settings)
+
+
+def _logins_nobody_is_asked_for(settings: Settings) -> Iterator[str]:
+    if all(listen.tls is None for listen in settings.listen):
+        for cluster in settings.clusters:
+            if cluster.login and not cluster.allow_plain_login:
+                yield f"cluster {cluster.name} has a login, but no listener has TLS: nobody will be asked for it"
 
 
 def _unused_credentials(settings: Settings) -> Iterator[str]:

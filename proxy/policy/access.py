@@ -5,6 +5,9 @@ lately, and the content needs *membership*, that the upstream served it in this 
 """
 
 import base64
+import hashlib
+import hmac
+import json
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,12 +18,16 @@ from proxy.policy.freshness import Lifetimes
 class Principal:
     """Whose rights a request has. `key` tells principals apart wherever they are kept; it is no secret.
 
-    `authorization` is the client's own header, held in memory only.
+    `authorization` is the client's own header, held in memory only. `basic`: user and password out of it, where the
+    proxy may exchange them for a token at the upstream's own realm. `expires`: when what the client sent ends, in Unix
+    seconds, where that is known.
     """
 
     kind: Literal["anonymous", "own", "client"]
     key: str
     authorization: str | None = field(default=None, repr=False, compare=False)
+    basic: tuple[str, str] | None = field(default=None, repr=False, compare=False)
+    expires: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +37,58 @@ class Proof:
     at: float
 
 
-def proof_counts(proof: Proof | None, now: float, lifetimes: Lifetimes) -> bool:
+ANONYMOUS = Principal("anonymous", "anonymous")
+
+
+def client_principal(key: bytes, registry: str, authorization: str, takes_basic: bool) -> Principal:
+    """The principal of a client that sent `authorization` in a request for `registry`.
+
+    `key` is the random key that principals are hashed with; `takes_basic` is `takes_basic`'s answer.
+    """
+    return Principal(
+        "client",
+        _hash(key, "client", registry, authorization),
+        authorization,
+        basic=_basic(authorization) if takes_basic else None,
+        expires=_end_of_token(authorization),
+    )
+
+
+def own_principal(key: bytes, registry: str, identity: str) -> Principal:
+    """The principal of the proxy's own credential for `registry`; `identity` tells it from another one."""
+    return Principal("own", _hash(key, "own", registry, identity))
+
+
+def takes_basic(login: bool, renamed: bool, secure: bool, allow_plain: bool) -> bool:
+    """Does the proxy ask a client for user and password itself, instead of handing it the upstream's challenge?
+
+    In clusters that log in (`login`), and for clients that name the repository otherwise than the upstream does
+    (`renamed`): they would ask the token server for the name they know. Never over a connection that others can read,
+    unless that is allowed.
+    """
+    return (login or renamed) and (secure or allow_plain)
+
+
+def proof_counts(proof: Proof | None, principal: Principal, now: float, lifetimes: Lifetimes) -> bool:
     """Is the proof good without asking?"""
-    return proof is not None and abs(now - proof.at) < lifetimes.proof_ttl
+    if proof is None or _is_over(principal, now):
+        return False
+    return abs(now - proof.at) < lifetimes.proof_ttl
 
 
 def proof_counts_in_outage(proof: Proof | None, principal: Principal, now: float, lifetimes: Lifetimes) -> bool:
     """Is it good while the upstream cannot be asked? A refusal has ended it before; only age is left to judge."""
-    if proof is None:
+    if lifetimes.strict_proofs:
+        return proof_counts(proof, principal, now, lifetimes)
+    if proof is None or _is_over(principal, now):
         return False
+    return abs(now - proof.at) < proof_kept(principal, lifetimes)
+
+
+def proof_kept(principal: Principal, lifetimes: Lifetimes) -> float:
+    """Seconds after which a proof is good for nothing."""
     longer = lifetimes.proof_stale_if_error if principal.kind == "client" else lifetimes.stale_if_error
-    return abs(now - proof.at) < lifetimes.proof_ttl + longer
+    return lifetimes.proof_ttl + longer
 
 
 def is_empty_authorization(header: str) -> bool:
@@ -52,3 +100,39 @@ def is_empty_authorization(header: str) -> bool:
         return base64.b64decode(value.strip(), validate=True) in {b"", b":"}
     except ValueError:
         return False
+
+
+def _is_over(principal: Principal, now: float) -> bool:
+    return principal.expires is not None and now >= principal.expires
+
+
+def _hash(key: bytes, *parts: str) -> str:
+    return hmac.new(key, "\0".join(parts).encode(errors="surrogateescape"), hashlib.sha256).hexdigest()[:32]
+
+
+def _basic(header: str) -> tuple[str, str] | None:
+    """User and password (RFC 7617); None where the header has none, or in no charset that anybody would expect."""
+    scheme, _, value = header.strip().partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, colon, password = base64.b64decode(value.strip(), validate=True).decode().partition(":")
+    except ValueError:
+        return None
+    return (user, password) if colon else None
+
+
+def _end_of_token(header: str) -> float | None:
+    """When a bearer token ends that says so itself: `exp` of a JSON web token (RFC 7519, section 4.1.4).
+
+    It is read without being verified: the upstream has taken the token, or nobody relies on it.
+    """
+    scheme, _, token = header.strip().partition(" ")
+    parts = token.strip().split(".")
+    if scheme.lower() != "bearer" or len(parts) != 3:
+        return None
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        return float(claims["exp"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None

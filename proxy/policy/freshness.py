@@ -41,6 +41,7 @@ class Lifetimes:
     revalidate_timeout: float
     proof_ttl: float
     proof_stale_if_error: float
+    strict_proofs: bool = False
     tag_rules: tuple[tuple[str, float], ...] = ()
 
     def ttl_of(self, tag: str) -> float:

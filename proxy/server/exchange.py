@@ -35,6 +35,8 @@ class Exchange:
     head_sent: float | None = None
     deadline: asyncio.Timeout | None = None
     damaged: bool = False
+    # A refusal asks the client for user and password, whatever the upstream's own challenge is.
+    takes_basic: bool = False
 
     @property
     def registry(self) -> str:

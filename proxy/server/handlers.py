@@ -13,6 +13,7 @@ from proxy.cache.ask import Ask
 from proxy.cache.download import Uncacheable
 from proxy.oci.errors import OCIError
 from proxy.oci.route import BlobRoute, ManifestRoute, Ping, ReferrersRoute, TagsRoute, parse_route
+from proxy.policy.access import is_empty_authorization, takes_basic
 from proxy.policy.cluster import Client, client_address, select_cluster
 from proxy.policy.registry import Asked, choose_repository
 from proxy.server import passing
@@ -20,8 +21,8 @@ from proxy.server.body import cut, send_head, send_source
 from proxy.server.exchange import Exchange
 from proxy.server.house import House
 from proxy.server.lists import answer_list
-from proxy.server.respond import EVERY_ANSWER, error_response, oci_error, state_headers
-from proxy.settings import Address
+from proxy.server.respond import BASIC_CHALLENGE, EVERY_ANSWER, error_response, oci_error, state_headers
+from proxy.settings import Address, ClusterSettings
 from proxy.telemetry.events import Tell
 
 _log = logging.getLogger("pullthrough.server")
@@ -88,17 +89,17 @@ class Handlers:
         exchange.cluster = cluster
         query = request.rel_url.query
         exchange.route = route = parse_route(request.method, request.rel_url.raw_path, query)
+        authorization = request.headers.get("Authorization", "")
         if isinstance(route, Ping):
-            return web.Response(body=b"{}", content_type="application/json", headers=EVERY_ANSWER)
+            return _ping(cluster, request.secure, authorization)
         asked = Asked(query.get("ns"), exchange.client.host, route.name)
         repository = choose_repository(house.registries, cluster.upstreams, asked)
-        principal = house.principal(cluster, repository.registry, request.headers.get("Authorization", ""))
+        exchange.takes_basic = takes_basic(
+            cluster.login, route.name != repository.name, request.secure, cluster.allow_plain_login
+        )
+        principal = house.principal(cluster, repository.registry, authorization, exchange.takes_basic)
         lifetimes = house.lifetimes[cluster.name, repository.registry]
         exchange.ask = ask = Ask(repository, principal, lifetimes, cluster.name)
-        if principal.kind == "client":
-            # Until clients' own credentials are principals with proofs of their own, nothing cached is given to them
-            # and nothing they are given is kept.
-            return await passing.pass_through(exchange, house, ask, route)
         match route:
             case ManifestRoute():
                 return await self._manifest(exchange, ask, route)
@@ -161,6 +162,13 @@ class Handlers:
             await source.close()
             if exchange.damaged:
                 await self.house.blobs.damaged(route.digest)
+
+
+def _ping(cluster: ClusterSettings, secure: bool, authorization: str) -> web.Response:
+    """`GET /v2/`: Docker's older store and podman's library log in only where it asks them to."""
+    if takes_basic(cluster.login, False, secure, cluster.allow_plain_login) and is_empty_authorization(authorization):
+        raise OCIError("UNAUTHORIZED", "this cluster logs in", headers={"WWW-Authenticate": BASIC_CHALLENGE})
+    return web.Response(body=b"{}", content_type="application/json", headers=EVERY_ANSWER)
 
 
 async def _head_only(exchange: Exchange, headers: dict[str, str]) -> web.StreamResponse:

@@ -1,14 +1,12 @@
 """What the handlers stand on: the configuration as decisions need it, and the use cases."""
 
-import hashlib
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from proxy.cache.blobs import Blobs
 from proxy.cache.manifests import Manifests
 from proxy.cache.tags import Lists
-from proxy.policy.access import Principal, is_empty_authorization
+from proxy.policy.access import ANONYMOUS, Principal, client_principal, is_empty_authorization, own_principal
 from proxy.policy.freshness import Lifetimes, lifetimes_of
 from proxy.policy.registry import Registries
 from proxy.settings import ClusterSettings, Settings
@@ -30,17 +28,14 @@ class House:
     key: bytes
     tell: Tell = silent
 
-    def principal(self, cluster: ClusterSettings, registry: str, authorization: str) -> Principal:
+    def principal(self, cluster: ClusterSettings, registry: str, authorization: str, takes_basic: bool) -> Principal:
         """Whose rights a request has: the client's own, the proxy's own where the cluster may use it, or nobody's."""
         if authorization and not is_empty_authorization(authorization):
-            return Principal("client", self._hash("client", registry, authorization), authorization)
+            return client_principal(self.key, registry, authorization, takes_basic)
         source = self.upstreams[registry].credential
         if cluster.credentials is True and source is not None:
-            return Principal("own", self._hash("own", registry, source.identity))
-        return Principal("anonymous", "anonymous")
-
-    def _hash(self, *parts: str) -> str:
-        return hmac.new(self.key, "\0".join(parts).encode(errors="surrogateescape"), hashlib.sha256).hexdigest()[:32]
+            return own_principal(self.key, registry, source.identity)
+        return ANONYMOUS
 
 
 def lifetimes_table(settings: Settings) -> dict[tuple[str, str], Lifetimes]:

@@ -1,25 +1,19 @@
-"""What goes past the cache: metadata-only clusters, clients with credentials of their own, and cache trouble."""
-
-from typing import Literal
+"""What goes past the cache: blobs of metadata-only clusters, and cache trouble."""
 
 from aiohttp import web
 
 from proxy.cache.ask import Ask
-from proxy.cache.origin import Content, read_manifest
-from proxy.cache.tags import next_query
+from proxy.cache.origin import Content
 from proxy.oci.errors import OCIError
-from proxy.oci.manifest import ACCEPT
 from proxy.oci.ranges import RangeUnsatisfiable, parse_content_range, parse_range
-from proxy.oci.route import BlobRoute, ManifestRoute, ReferrersRoute, TagsRoute
+from proxy.oci.route import BlobRoute
 from proxy.policy.freshness import CacheState, Verdict
 from proxy.server.body import cut, send_head, send_reply
 from proxy.server.exchange import Exchange
 from proxy.server.house import House
-from proxy.server.lists import list_question, next_link
 from proxy.server.respond import state_headers
-from proxy.upstream.client import Call, Kind, Reply
+from proxy.upstream.client import Reply
 from proxy.upstream.errors import UpstreamError
-from proxy.upstream.pools import Pool
 
 # What of an upstream's head means the same to our client.
 _PASSED_ON = (
@@ -30,7 +24,9 @@ _PASSED_ON = (
 
 async def redirect_blob(exchange: Exchange, house: House, ask: Ask, route: BlobRoute) -> web.StreamResponse:
     """metadata-only: 307 to where the upstream redirects, or its bytes as a stream that is kept nowhere."""
-    return await _direct_blob(exchange, house, ask, route, "metadata-only", follow=False)
+    range_header = exchange.request.headers.get("Range")
+    async with house.blobs.past(ask, route.digest, range_header, follow=False) as reply:
+        return await _pass_on(exchange, reply, "metadata-only", {"Docker-Content-Digest": str(route.digest)})
 
 
 async def stream_blob(
@@ -95,54 +91,6 @@ async def send_rest(
             await send_reply(exchange, response, reply, skip=0 if ranged else start, most=stop - start)
     except UpstreamError as error:
         raise cut(exchange, str(error)) from error
-
-
-async def _direct_blob(
-    exchange: Exchange, house: House, ask: Ask, route: BlobRoute, detail: str, follow: bool
-) -> web.StreamResponse:
-    range_header = exchange.request.headers.get("Range")
-    async with house.blobs.past(ask, route.digest, range_header, follow) as reply:
-        headers = {"Docker-Content-Digest": str(route.digest)}
-        return await _pass_on(exchange, reply, detail, headers)
-
-
-async def pass_through(
-    exchange: Exchange, house: House, ask: Ask, route: ManifestRoute | BlobRoute | TagsRoute | ReferrersRoute
-) -> web.StreamResponse:
-    """A request with its client's own Authorization: asked of the upstream with it, and nothing is kept."""
-    assert exchange.cluster is not None  # noqa: S101 - chosen before the registry
-    redirects = exchange.cluster.mode == "metadata-only" and isinstance(route, BlobRoute)
-    call = _client_call(exchange, ask, route, follow=not redirects or exchange.request.method == "HEAD")
-    async with house.upstreams[ask.repository.registry].request(call) as reply:
-        if isinstance(route, ManifestRoute) and call.method == "GET":
-            content = await read_manifest(ask, route.reference, reply, house.tell)
-            headers = state_headers(exchange, Verdict(CacheState.PASS, detail="client-credentials"))
-            return manifest_response(content, headers)
-        headers = {}
-        query = next_query(reply.headers.getall("Link", []))
-        if query is not None and isinstance(route, TagsRoute | ReferrersRoute):
-            headers["Link"] = next_link(exchange, query)
-        return await _pass_on(exchange, reply, "client-credentials", headers)
-
-
-def _client_call(
-    exchange: Exchange, ask: Ask, route: ManifestRoute | BlobRoute | TagsRoute | ReferrersRoute, follow: bool
-) -> Call:
-    method: Literal["GET", "HEAD"] = "HEAD" if exchange.request.method == "HEAD" else "GET"
-    kind: Kind = route.kind  # type: ignore[assignment]  # a route's kinds are the calls' kinds
-    headers: dict[str, str] = {}
-    query: tuple[tuple[str, str], ...] = ()
-    if isinstance(route, ManifestRoute):
-        path, headers = f"manifests/{route.reference}", {"Accept": ACCEPT}
-    elif isinstance(route, BlobRoute):
-        path = f"blobs/{route.digest}"
-        if (range_header := exchange.request.headers.get("Range")) is not None:
-            headers = {"Range": range_header}
-    else:
-        question = list_question(route)
-        path, query = question.path, question.query
-    pool: Pool = "passing" if kind == "blob" and method == "GET" else "metadata"
-    return Call(kind, method, ask.repository, ask.principal, path, headers, query, follow, pool)
 
 
 def manifest_response(content: Content, headers: dict[str, str]) -> web.Response:

@@ -6,7 +6,7 @@ import math
 from aiohttp import web
 
 from proxy.cache.download import Uncacheable
-from proxy.oci.errors import STATUS_OF_CODE, OCIError, error_body
+from proxy.oci.errors import OCIError, error_body
 from proxy.policy.freshness import CacheState, Verdict
 from proxy.server.exchange import Exchange
 from proxy.upstream.errors import (
@@ -26,6 +26,7 @@ _UNKNOWN_CODE = {
     "tags": "NAME_UNKNOWN",
     "referrers": "MANIFEST_UNKNOWN",
 }
+BASIC_CHALLENGE = 'Basic realm="pullthrough", charset="UTF-8"'
 # Clients of the v1 protocol's days look for the first; the second would otherwise name libraries and their versions.
 EVERY_ANSWER = {"Docker-Distribution-API-Version": "registry/2.0", "Server": "pullthrough"}
 
@@ -61,13 +62,15 @@ def _upstream_error(error: UpstreamError, exchange: Exchange) -> OCIError:
     registry = exchange.registry or "the upstream"
     kind = exchange.route.kind if exchange.route is not None else "manifest"
     if isinstance(error, UpstreamRefused):
-        challenge = {"WWW-Authenticate": error.challenge} if error.challenge else {}
-        code = "UNAUTHORIZED" if error.status == 401 else "DENIED"
-        return OCIError(code, f"{registry} does not give this to the one who asks", headers=challenge)
+        if error.status != 401:
+            return OCIError("DENIED", f"{registry} does not give this to the one who asks")
+        challenge = BASIC_CHALLENGE if exchange.takes_basic else error.challenge
+        headers = {"WWW-Authenticate": challenge} if challenge else {}
+        return OCIError("UNAUTHORIZED", f"{registry} does not give this to the one who asks", headers=headers)
     if isinstance(error, UpstreamMissing):
-        default = _UNKNOWN_CODE.get(kind, "NAME_UNKNOWN")
-        code = error.code if error.code is not None and STATUS_OF_CODE[error.code] == 404 else default
-        return OCIError(code, f"{registry} does not have it")
+        # Not the upstream's own code: what is here already is asked for by HEAD, which has none, and the difference
+        # would tell what others have had.
+        return OCIError(_UNKNOWN_CODE.get(kind, "NAME_UNKNOWN"), f"{registry} does not have it")
     if isinstance(error, RangeRefused):
         whole = {"Content-Range": error.content_range} if error.content_range else {}
         return OCIError("RANGE_INVALID", "the range starts past the end", headers=whole)

@@ -107,6 +107,7 @@ class ManifestSettings(_Model):
     revalidate_timeout: Duration = 3.0
     proof_ttl: Duration = 300.0
     proof_stale_if_error: Duration = 3600.0
+    strict_proofs: bool = False
     tag_rules: tuple[TagRule, ...] = ()
 
 
@@ -119,6 +120,7 @@ class ManifestOverrides(_Model):
     revalidate_timeout: Duration | None = None
     proof_ttl: Duration | None = None
     proof_stale_if_error: Duration | None = None
+    strict_proofs: bool | None = None
     tag_rules: tuple[TagRule, ...] | None = None
 
 
@@ -178,7 +180,8 @@ class ClusterSettings(_Model):
     match: MatchSettings | None = None
     upstreams: tuple[RegistryName, ...] | None = None
     credentials: bool | Annotated[Literal["public"], _not_yet("`public` is")] = False
-    login: Literal[False] | Annotated[Literal[True], _not_yet("login is")] = False
+    login: bool = False
+    allow_plain_login: bool = False
     manifests: ManifestOverrides = ManifestOverrides()
     cache_share: Percent = 0.0
     push: Literal["deny"] | Annotated[Literal["forward"], _not_yet("forwarding pushes is")] = "deny"

@@ -2,6 +2,8 @@
 
 Invariants:
 - A token belongs to one principal and one repository's scope; it goes to the upstream that asked for it, nowhere else.
+- What a client sent itself goes to the upstream as it is, or, where the proxy asked it for user and password, to the
+  upstream's realm. It is held no longer than its requests run, the token it brought no longer than that lives.
 - One request to the token server at a time for each (principal, scope); those who wait take its result.
 - Credentials go to realms that `realm_allowed` lets pass, by requests that follow no redirect.
 """
@@ -15,7 +17,7 @@ from weakref import WeakValueDictionary
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal
 from proxy.upstream.challenge import Challenge, challenge_for_client, parse_challenges, realm_allowed
-from proxy.upstream.credentials import Credential, CredentialSource, CredentialsUnavailable
+from proxy.upstream.credentials import IDENTITY_TOKEN_USER, Credential, CredentialSource, CredentialsUnavailable
 from proxy.upstream.errors import UpstreamFailure, UpstreamInvalid, UpstreamRefused
 
 # Seconds a token lives that says nothing about it (token specification).
@@ -70,13 +72,14 @@ class Authorizer:
         self._token_server = token_server
         self._clock = clock
         self._tokens: dict[tuple[str, str], Token] = {}
-        self._basic: set[str] = set()
+        # Whose Basic the upstream itself takes; the oldest go first.
+        self._basic: dict[str, None] = {}
         # A lock lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def known(self, principal: Principal, repository: Repository) -> str | None:
         """What to send without having been asked: the client's own header, a token that still lives, or Basic."""
-        if principal.kind == "client":
+        if _sends_its_own(principal):
             return principal.authorization
         if principal.key in self._basic:
             return (await self._credential(principal)).basic
@@ -98,10 +101,10 @@ class Authorizer:
         UpstreamFailure where the token server fails.
         """
         refusal = UpstreamRefused(401, f"{self._registry} wants other credentials", self.for_client(challenges))
-        if principal.kind == "client":
+        if _sends_its_own(principal):
             raise refusal
         for challenge in parse_challenges(challenges):
-            if challenge.scheme == "basic" and principal.kind == "own":
+            if challenge.scheme == "basic" and principal.kind != "anonymous":
                 return await self._basic_answer(principal, sent, refusal)
             if challenge.scheme == "bearer":
                 return await self._bearer_answer(challenge, principal, repository, sent, refusal)
@@ -114,7 +117,7 @@ class Authorizer:
     def refused(self, principal: Principal, repository: Repository) -> None:
         """What was sent is not good: forget it, so that the next request starts afresh."""
         self._tokens.pop((principal.key, repository.name), None)
-        self._basic.discard(principal.key)
+        self._basic.pop(principal.key, None)
         if self._source is not None and principal.kind == "own":
             self._source.forget()
 
@@ -122,7 +125,9 @@ class Authorizer:
         header = (await self._credential(principal)).basic
         if header == sent:
             raise refusal
-        self._basic.add(principal.key)
+        self._basic[principal.key] = None
+        if len(self._basic) > _MOST_TOKENS:
+            del self._basic[next(iter(self._basic))]
         return header
 
     async def _bearer_answer(
@@ -151,14 +156,14 @@ class Authorizer:
             raise UpstreamInvalid(
                 f"{self._registry} names a token realm that is neither its own host nor in its token_realms"
             )
-        credential = await self._credential(principal) if principal.kind == "own" else None
+        credential = await self._credential(principal) if principal.kind != "anonymous" else None
         scope = challenge.get("scope") or f"repository:{repository.name}:pull"
         service = [("service", challenge.get("service"))] if challenge.get("service") else []
         request = TokenRequest(realm, (*service, ("scope", scope)), credential)
         try:
             answer = await self._token_server(request)
         except UpstreamRefused as error:
-            if self._source is not None:
+            if self._source is not None and principal.kind == "own":
                 self._source.forget()
             raise refusal from error
         return self._token(answer, challenge)
@@ -173,6 +178,9 @@ class Authorizer:
         return Token(value, self._clock() + seconds - min(_RENEW_BEFORE, seconds / 10), challenge)
 
     async def _credential(self, principal: Principal) -> Credential:
+        if principal.basic is not None:
+            user, secret = principal.basic
+            return Credential(user, secret, identity_token=user == IDENTITY_TOKEN_USER)
         if self._source is None or principal.kind != "own":
             raise UpstreamRefused(401, f"there is no credential for {self._registry}")
         try:
@@ -190,3 +198,8 @@ class Authorizer:
             now = self._clock()
             living = {kept: other for kept, other in self._tokens.items() if now < other.renew_at}
             self._tokens = dict(list(living.items())[-_MOST_TOKENS // 2 :])
+
+
+def _sends_its_own(principal: Principal) -> bool:
+    """Does what the client sent go to the upstream as it is, whatever that asks for?"""
+    return principal.kind == "client" and principal.basic is None

@@ -284,10 +284,12 @@ class Upstream:
             return UpstreamFailure("429", message, retry_after=wait)
         if status >= 500 or status < 400 or status == 429:
             return UpstreamFailure("5xx", message, retry_after=wait)
-        code = code_in_body(await _error_body(response)) if call.method == "GET" else None
+        if status == 404:
+            return UpstreamMissing(message)
         if status == 416:
             return RangeRefused(message, response.headers.get("Content-Range"))
-        return UpstreamMissing(message, code) if status == 404 else UpstreamRejected(status, message, code)
+        code = code_in_body(await _error_body(response)) if call.method == "GET" else None
+        return UpstreamRejected(status, message, code)
 
     async def _ask_token_server(self, request: TokenRequest) -> dict[str, object]:
         """Ask for a token; no redirect is followed. Raises UpstreamRefused or UpstreamFailure."""

@@ -20,6 +20,8 @@ from proxy.settings import CredentialSettings
 _HELPER_TIMEOUT = 20.0
 _HELPER_KEPT = 300.0
 _NOT_FOUND = "credentials not found in native keychain"
+# The user name under which Docker's tools hand out an identity token instead of a password.
+IDENTITY_TOKEN_USER = "<token>"  # noqa: S105 - a user's name, not a password
 # The key under which docker's own tools keep Docker Hub's credentials.
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 
@@ -125,7 +127,7 @@ def _spellings(names: Iterable[str]) -> Iterable[str]:
 def _from_auth(entry: dict[str, Any], file: Path) -> Credential | None:
     """One entry of `auths`: an identity token, `username` and `password`, or both in base64 as `auth`."""
     if token := _text(entry.get("identitytoken")):
-        return Credential("<token>", token, identity_token=True)
+        return Credential(IDENTITY_TOKEN_USER, token, identity_token=True)
     if (user := _text(entry.get("username"))) and (password := _text(entry.get("password"))):
         return Credential(user, password)
     # Go's decoder, which wrote the file, takes line ends.
@@ -174,4 +176,4 @@ def _helper_answer(helper: str, output: bytes) -> Credential:
         raise CredentialsUnavailable(f"docker-credential-{helper} answered something unexpected") from error
     if not username and not secret:
         raise CredentialsUnavailable(f"docker-credential-{helper} answered with nothing")
-    return Credential(username, secret, identity_token=username == "<token>")
+    return Credential(username, secret, identity_token=username == IDENTITY_TOKEN_USER)

@@ -48,11 +48,7 @@ class UpstreamRefused(UpstreamError):
 
 
 class UpstreamMissing(UpstreamError):
-    """404. `code` is the upstream's own error code, where it is one of the specification's."""
-
-    def __init__(self, message: str, code: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
+    """404."""
 
 
 class UpstreamRejected(UpstreamError):

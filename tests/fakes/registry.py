@@ -64,6 +64,7 @@ class FakeRegistry(BlobServer):
     realm: str = ""
     basic: bool = False
     _tokens: dict[str, str] = field(default_factory=dict)
+    _given: int = 0
 
     def push(self, repository: str, tag: str, image: Image) -> None:
         """Let `repository` have `image` under `tag`."""
@@ -84,6 +85,10 @@ class FakeRegistry(BlobServer):
     def revoke_tokens(self) -> None:
         """Every token that was given out is no good any more."""
         self._tokens.clear()
+
+    def revoke(self, token: str) -> None:
+        """This one is no good any more."""
+        del self._tokens[token]
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if self.fault is not None and (response := self.fault(request)) is not None:
@@ -165,11 +170,16 @@ class FakeRegistry(BlobServer):
         user = _basic_user(header, self.passwords) if header else ""
         if user is None:
             return _error(401, "UNAUTHORIZED")
+        return web.json_response({"token": self.token(user, repository), "expires_in": self.token_life})
+
+    def token(self, user: str, repository: str) -> str:
+        """A token of `user`, nobody's for "", for `repository`; given anyway, with less access than was asked for."""
+        assert self.private is not None
         readers = self.private.get(repository)
-        token = f"token-{len(self._tokens)}-{user or 'anonymous'}"
-        # As Docker Hub does: a token is given anyway, with less access than was asked for.
+        self._given += 1
+        token = f"token-{self._given}-{user or 'anonymous'}"
         self._tokens[token] = repository if readers is None or user in readers else ""
-        return web.json_response({"token": token, "expires_in": self.token_life})
+        return token
 
 
 def _basic_user(header: str, passwords: dict[str, str]) -> str | None:

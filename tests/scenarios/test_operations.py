@@ -129,7 +129,7 @@ async def test_the_access_line(proxy: Proxy, registry: FakeRegistry, capsys: pyt
     text = capsys.readouterr().err
     assert "very-secret" not in text
     lines = [json.loads(line) for line in text.splitlines()]
-    assert [line["cache"] for line in lines] == ["pass", "miss", "miss"]
+    assert [line["cache"] for line in lines] == ["miss", "revalidated", "miss"]
     wanted = {"cluster", "registry", "repository", "reference", "status", "cache", "bytes", "seconds"}
     assert all(wanted <= line.keys() for line in lines)
     assert (lines[1]["reference"], lines[1]["bytes"]) == ("v1", len(image.manifest))

@@ -59,31 +59,6 @@ async def test_where_head_is_not_answered_one_byte_is_asked_for(proxy: Proxy, re
     assert registry.sent == sent + 1
 
 
-async def test_a_clients_own_credentials_go_past_the_cache(proxy: Proxy, registry: FakeRegistry) -> None:
-    """With an Authorization of its own a client is answered by the upstream, by its rights, and nothing is kept."""
-    registry.basic, registry.private = True, {"team/app": {"alice"}}
-    registry.passwords = {"alice": "wonder", "bob": "builder"}
-    registry.push("team/app", "v1", IMAGE)
-    path = "/v2/team/app/manifests/v1"
-    alice = "Basic " + base64.b64encode(b"alice:wonder").decode()
-    bob = "Basic " + base64.b64encode(b"bob:builder").decode()
-    answer = await proxy.get(path, Authorization=alice)
-    assert (answer.status, answer.body) == (200, IMAGE.manifest)
-    assert answer.state == "pullthrough; fwd=bypass; detail=client-credentials"
-    assert answer.headers["Docker-Content-Digest"] == IMAGE.digest
-    head = await proxy.head(path, Authorization=alice)
-    assert head.headers["Content-Length"] == str(len(IMAGE.manifest))
-    blob = f"/v2/team/app/blobs/{digest_of(LAYER)}"
-    assert (await proxy.get(blob, Authorization=alice)).body == LAYER
-    part = await proxy.get(blob, Authorization=alice, Range="bytes=10-19")
-    assert (part.status, part.body) == (206, LAYER[10:20])
-    refused = await proxy.get(path, Authorization=bob)
-    assert (refused.status, refused.code) == (401, "UNAUTHORIZED")
-    assert refused.headers["WWW-Authenticate"] == 'Basic realm="here"'
-    assert (await proxy.get(path)).status == 401
-    assert await proxy.metric("pullthrough_cache_blobs") == 0
-
-
 async def test_an_empty_basic_counts_as_none(proxy: Proxy, registry: FakeRegistry) -> None:
     """Clients that send an empty Basic are anonymous, and are served from the cache."""
     registry.push("team/app", "v1", IMAGE)

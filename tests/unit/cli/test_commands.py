@@ -81,17 +81,25 @@ def test_serve_takes_an_address_to_listen_on(config: Path, value: str) -> None:
 
 
 def test_warnings_of_what_is_surely_not_meant(tmp_path: Path) -> None:
-    """Still good, exit 0: unused credentials, no default, every cluster with a match, an open admin listener."""
+    """Still good, exit 0: unused credentials, no default, every cluster with a match, an open admin listener, a
+    login over connections where nobody is asked for it.
+    """
     file = tmp_path / "odd.yaml"
     document = {
         "admin": {"address": "0.0.0.0:5001"},
         "upstreams": {"a.test": {"url": "https://a.test", "credentials": {"helper": "x"}}},
-        "clusters": [{"name": "a", "match": {"networks": ["10.0.0.0/8"]}}],
+        "clusters": [{"name": "a", "match": {"networks": ["10.0.0.0/8"]}, "login": True}],
     }
     file.write_text(yaml.safe_dump(document))
     result = run("check-config", file)
     assert result.exit_code == 0
-    for part in ("used by no cluster", "no upstream is the default", "every cluster has a match", "not on loopback"):
+    for part in (
+        "used by no cluster",
+        "no upstream is the default",
+        "every cluster has a match",
+        "not on loopback",
+        "no listener has TLS",
+    ):
         assert part in result.stderr
     document["clusters"] = [{"name": "a", "credentials": True}]
     file.write_text(yaml.safe_dump(document))

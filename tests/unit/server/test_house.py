@@ -21,29 +21,29 @@ def house(key: bytes = b"k" * 32, identity: str = "me") -> House:
 
 def test_the_three_kinds_of_principals() -> None:
     """The client's own, the proxy's own where the cluster may use it and there is one, else anonymous."""
-    assert house().principal(OWN, "a.test", "Bearer x").kind == "client"
-    assert house().principal(OWN, "a.test", "").kind == "own"
-    assert house().principal(OWN, "a.test", "Basic Og==").kind == "own"
-    assert house().principal(OWN, "b.test", "").kind == "anonymous"
-    assert house().principal(OPEN, "a.test", "").kind == "anonymous"
+    assert house().principal(OWN, "a.test", "Bearer x", False).kind == "client"
+    assert house().principal(OWN, "a.test", "", False).kind == "own"
+    assert house().principal(OWN, "a.test", "Basic Og==", False).kind == "own"
+    assert house().principal(OWN, "b.test", "", False).kind == "anonymous"
+    assert house().principal(OPEN, "a.test", "", False).kind == "anonymous"
 
 
 def test_keys_tell_principals_apart_and_hold_no_secret() -> None:
     """By header, registry and the cache's own key; the same one every time."""
     keys = {
-        house().principal(OPEN, "a.test", "Bearer x").key,
-        house().principal(OPEN, "a.test", "Bearer y").key,
-        house().principal(OPEN, "b.test", "Bearer x").key,
-        house(key=b"o" * 32).principal(OPEN, "a.test", "Bearer x").key,
-        house().principal(OWN, "a.test", "").key,
-        house(identity="other").principal(OWN, "a.test", "").key,
-        house().principal(OPEN, "a.test", "").key,
+        house().principal(OPEN, "a.test", "Bearer x", False).key,
+        house().principal(OPEN, "a.test", "Bearer y", False).key,
+        house().principal(OPEN, "b.test", "Bearer x", False).key,
+        house(key=b"o" * 32).principal(OPEN, "a.test", "Bearer x", False).key,
+        house().principal(OWN, "a.test", "", False).key,
+        house(identity="other").principal(OWN, "a.test", "", False).key,
+        house().principal(OPEN, "a.test", "", False).key,
     }
     assert len(keys) == 7
-    assert house().principal(OPEN, "a.test", "Bearer x").key in keys
+    assert house().principal(OPEN, "a.test", "Bearer x", False).key in keys
     assert not any("Bearer" in key for key in keys)
 
 
 def test_a_header_with_bytes_that_are_no_text_has_a_principal_too() -> None:
     """aiohttp hands bytes that are not UTF-8 on as lone surrogates."""
-    assert house().principal(OPEN, "a.test", "Bearer \udcff").kind == "client"
+    assert house().principal(OPEN, "a.test", "Bearer \udcff", False).kind == "client"

@@ -72,8 +72,6 @@ async def test_a_verdict_becomes_headers_and_is_learnt(exchange: Exchange) -> No
     [
         (OCIError("NAME_INVALID", "x"), 400, "NAME_INVALID", {}),
         (UpstreamMissing("x"), 404, "MANIFEST_UNKNOWN", {}),
-        (UpstreamMissing("x", "NAME_UNKNOWN"), 404, "NAME_UNKNOWN", {}),
-        (UpstreamMissing("x", "DENIED"), 404, "MANIFEST_UNKNOWN", {}),
         (UpstreamRefused(401, "x", 'Basic realm="r"'), 401, "UNAUTHORIZED", {"WWW-Authenticate": 'Basic realm="r"'}),
         (UpstreamRefused(401, "x"), 401, "UNAUTHORIZED", {}),
         (UpstreamRefused(403, "x"), 403, "DENIED", {}),

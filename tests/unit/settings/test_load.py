@@ -63,7 +63,7 @@ upstreams:
 clusters:
   - {name: one, mode: magic, upstreams: [nowhere.test]}
   - {name: one, match: {}, push: forward}
-  - {name: '-', match: {listeners: ['0.0.0.0:9'], networks: [1.2.3.4/99]}, login: true, credentials: public}
+  - {name: '-', match: {listeners: ['0.0.0.0:9'], networks: [1.2.3.4/99]}, login: perhaps, credentials: public}
 shutdown_timeout: 1 minute
 log: {level: loud, format: xml, access: perhaps}
 logs: {}
@@ -89,7 +89,6 @@ logs: {}
     ("document", "path"),
     [
         (UPSTREAM + "listen: [{address: '0.0.0.0:1', tls: {certificate: a}}]", "listen[0].tls"),
-        (UPSTREAM + "clusters: [{name: a, login: true}]", "clusters[0].login"),
         (UPSTREAM + "clusters: [{name: a, credentials: public}]", "clusters[0].credentials"),
         (UPSTREAM + "clusters: [{name: a, push: forward}]", "clusters[0].push"),
         (UPSTREAM + "clusters: [{name: a, match: {certificates: [x], hosts: [h]}}]", "clusters[0].match.certificates"),
