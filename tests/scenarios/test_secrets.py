@@ -81,10 +81,10 @@ async def test_secrets_stay_where_they_belong(
     cluster = {"name": "default", "mode": mode, "credentials": True, "login": True, "allow_plain_login": True}
     async with running(settings(upstream, clusters=[cluster])) as proxy:
         await everything(proxy, registry)
+        given = dict(registry._tokens)
         registry.revoke_tokens()
         storage.expire()
         proxy.clock.advance(301)
-        given = dict(registry._tokens)
         await everything(proxy, registry)
         async with proxy.session.get(proxy.admin_url + "/metrics") as page:
             metrics = await page.text()
@@ -95,6 +95,7 @@ async def test_secrets_stay_where_they_belong(
         seen = [metrics, all_logs(), *(str(dict(request.headers)) for request in storage.seen)]
     assert any(request.headers.get("Authorization") for request in registry.seen)
     assert bool(storage.seen) is (mode == "transparent")
+    assert not any("Authorization" in request.headers for request in storage.seen)
     stored = b"\n".join(stored_in(tmp_path / "cache"))
     assert digest_of(IMAGE.blobs[0]).encode() in stored
     for secret in secrets(registry):
