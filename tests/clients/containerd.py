@@ -25,11 +25,14 @@ class Containerd:
         self._ctr = ctr
         self._socket = socket
         self._proxy = proxy
+        # NAME:PASSWORD, for whoever challenges.
+        self.user: str | None = None
 
     def pull(self, repository: str, reference: str) -> str:
         separator = "@" if ":" in reference else ":"
         name = f"{self._proxy.registry}/{repository}{separator}{reference}"
-        run(self._ctr, "-a", self._socket, "images", "pull", "--hosts-dir", self._proxy.node_files, name)
+        run(self._ctr, "-a", self._socket, "images", "pull", "--hosts-dir", self._proxy.node_files,
+            *(["--user", self.user] if self.user else []), name)  # fmt: skip
         listed = run(self._ctr, "-a", self._socket, "images", "list", f"name=={name}")
         return next(word for word in listed.split() if word.startswith("sha256:"))
 

@@ -25,14 +25,14 @@ class Image:
     blobs: tuple[str, ...]
 
 
-def pushed(upstream: Upstream, repository: str, tag: str = TAG) -> Image:
-    """What the upstream itself says about `repository:tag`."""
-    top = ask(upstream.port, f"/v2/{repository}/manifests/{tag}")
+def pushed(upstream: Upstream, repository: str, tag: str = TAG, headers: dict[str, str] | None = None) -> Image:
+    """What the upstream itself says about `repository:tag`, asked with `headers`."""
+    top = ask(upstream.port, f"/v2/{repository}/manifests/{tag}", headers=headers)
     assert top.status == 200, top.body
     digest, document = top.digest, json.loads(top.body)
     if "manifests" in document:
         entry = next(item for item in document["manifests"] if item["platform"]["architecture"] == "amd64")
-        child = ask(upstream.port, f"/v2/{repository}/manifests/{entry['digest']}")
+        child = ask(upstream.port, f"/v2/{repository}/manifests/{entry['digest']}", headers=headers)
         assert child.digest == entry["digest"]
         document = json.loads(child.body)
         platform_digest = child.digest

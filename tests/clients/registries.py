@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +46,14 @@ class Request:
 
 
 class Upstream:
-    """A running registry with its storage below `directory`; it redirects blobs to `redirect_to`, if that is given."""
+    """A running registry with its storage below `directory`; it redirects blobs to `redirect_to`, if that is given.
 
-    def __init__(self, name: str, directory: Path, redirect_to: str | None = None) -> None:
+    `auth` is what its configuration says of a token server.
+    """
+
+    def __init__(
+        self, name: str, directory: Path, redirect_to: str | None = None, auth: Mapping[str, object] | None = None
+    ) -> None:
         self.name = name
         self.port = free_port()
         directory.mkdir(parents=True)
@@ -61,10 +66,12 @@ class Upstream:
         }
         if redirect_to is not None:
             document["middleware"] = {"storage": [{"name": "redirect", "options": {"baseurl": redirect_to}}]}
+        if auth is not None:
+            document["auth"] = auth
         config.write_text(yaml.safe_dump(document))
         env = {"OTEL_TRACES_EXPORTER": "none"}
         self._daemon = Daemon([REGISTRIES[name], "serve", config], directory / "log", env)
-        self._daemon.wait_until(lambda: answers(self.port, "/v2/"))
+        self._daemon.wait_until(lambda: answers(self.port, "/v2/", 200 if auth is None else 401))
 
     def stop(self) -> None:
         self._daemon.stop()

@@ -20,11 +20,14 @@ class Skopeo:
         self._place = place
         self._command = ("skopeo", "--insecure-policy", *_PLATFORM, *options, "copy", "--quiet")
         self._targets = (directory / f"image{number}" for number in itertools.count())
+        # Where `skopeo login` has put what it was told.
+        self.authfile: Path | None = None
 
     def pull(self, repository: str, reference: str) -> str:
         target = next(self._targets)
         source = f"docker://{self._place}/{_joined(repository, reference)}"
-        run(*self._command, "--src-tls-verify=false", source, f"dir:{target}")
+        login = ["--authfile", str(self.authfile)] if self.authfile else []
+        run(*self._command, "--src-tls-verify=false", *login, source, f"dir:{target}")
         return "sha256:" + hashlib.sha256((target / "manifest.json").read_bytes()).hexdigest()
 
 

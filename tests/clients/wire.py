@@ -52,9 +52,9 @@ def ask(
         connection.close()
 
 
-def answers(port: int, path: str) -> bool:
-    """Whether a GET is answered with 200: for daemons that become ready."""
+def answers(port: int, path: str, status: int = 200) -> bool:
+    """Whether a GET is answered with `status`: for daemons that become ready."""
     try:
-        return ask(port, path).status == 200
+        return ask(port, path).status == status
     except (OSError, http.client.HTTPException):
         return False
