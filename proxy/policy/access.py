@@ -43,7 +43,8 @@ ANONYMOUS = Principal("anonymous", "anonymous")
 def client_principal(key: bytes, registry: str, authorization: str, takes_basic: bool) -> Principal:
     """The principal of a client that sent `authorization` in a request for `registry`.
 
-    `key` is the random key that principals are hashed with; `takes_basic` is `takes_basic`'s answer.
+    `key` is the random key that principals are hashed with; `takes_basic`: clients like this one are asked for user and
+    password by the proxy itself.
     """
     return Principal(
         "client",
