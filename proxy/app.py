@@ -120,6 +120,8 @@ class Application:
         if settings.log != old.log:
             setup_logging(settings.log.level, settings.log.format, settings.log.access)
         await self._upstreams.close_retired()
+        for listener in self.listeners:
+            await listener.reread()
         if _limits(settings) != _limits(old):
             try:
                 await self._store.limit(*_limits(settings))
@@ -183,7 +185,7 @@ class Application:
             await self.admin.start()
         for position, listen in enumerate(self._settings.listen):
             sockets = self._place.sockets[position] if self._place is not None else ()
-            listener = Listener(listen.address, partial(handlers.handle, listen.address), sockets)
+            listener = Listener(listen.address, partial(handlers.handle, listen.address), sockets, listen.tls)
             self._stack.push_async_callback(listener.close)
             await listener.start()
             self.listeners.append(listener)

@@ -1,10 +1,11 @@
 """What is surely not meant in a configuration that could be started all the same."""
 
 import resource
+import stat
 from collections.abc import Iterator
 
 from proxy.processes import of_one, worker_count
-from proxy.settings import Settings
+from proxy.settings import MatchSettings, Settings
 
 # A thousand nodes at once, and the file that each of them reads.
 _FILES_FOR_CLIENTS = 2048
@@ -27,8 +28,31 @@ def configuration_warnings(settings: Settings) -> Iterator[str]:
     for cluster in settings.clusters:
         if cluster.match is not None and cluster.match.listeners and not served & set(cluster.match.listeners):
             yield f"cluster {cluster.name} matches listeners that are not served: none of its clients will be found"
+        elif cluster.match is not None and cluster.match.certificates and not _asked_of_some(settings, cluster.match):
+            yield f"cluster {cluster.name} matches certificates, and no listener that is served asks for them"
+    yield from _private_keys(settings)
     yield from _logins_nobody_is_asked_for(settings)
     yield from _open_files(settings)
+
+
+def _asked_of_some(settings: Settings, match: MatchSettings) -> bool:
+    """Does a listener of such a cluster ask for certificates? `--listen` may have replaced those of the file."""
+    return any(
+        listen.tls is not None and listen.tls.client_ca is not None
+        for listen in settings.listen
+        if not match.listeners or listen.address in match.listeners
+    )
+
+
+def _private_keys(settings: Settings) -> Iterator[str]:
+    for key in dict.fromkeys(listen.tls.key for listen in settings.listen if listen.tls is not None):
+        try:
+            mode = key.stat().st_mode
+        except OSError:
+            # The start says it, and check-config.
+            continue
+        if mode & stat.S_IROTH:
+            yield f"everybody on this machine can read the private key {key}: chmod o-r, or defaultMode: 0400"
 
 
 def _logins_nobody_is_asked_for(settings: Settings) -> Iterator[str]:

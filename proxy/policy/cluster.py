@@ -3,6 +3,7 @@
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from proxy.settings import Address, ClusterSettings, MatchSettings
 
@@ -12,11 +13,16 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What is known of who asks: its address (None on a Unix socket), the Host it named and where it came in."""
+    """What is known of who asks: its address (None on a Unix socket), the Host it named and where it came in.
+
+    `names` are those of its verified certificate. `server_name` is what it asked for in TLS, empty without.
+    """
 
     address: IPAddress | None
     host: str
     listener: Address
+    names: frozenset[str] = frozenset()
+    server_name: str = ""
 
 
 def parse_ip(text: str) -> IPAddress | None:
@@ -65,7 +71,14 @@ def _fits(match: MatchSettings, client: Client) -> bool:
         return False
     if match.hosts and not {client.host, host_without_port(client.host)} & {host.lower() for host in match.hosts}:
         return False
+    if match.certificates and not any(_named(name, pattern) for pattern in match.certificates for name in client.names):
+        return False
     return not match.listeners or client.listener in match.listeners
+
+
+def _named(name: str, pattern: str) -> bool:
+    """Shell patterns; only URIs tell case apart."""
+    return fnmatchcase(name, pattern) if "://" in name else fnmatchcase(name.lower(), pattern.lower())
 
 
 def _within(address: IPAddress, networks: Sequence[Network]) -> bool:

@@ -1,8 +1,8 @@
 """Which registry does this request mean? (DESIGN, section 3.)
 
-First match wins: the `ns` query; the Host, as it is and then without its port; the first path component; the upstream
-marked `default`. A leading path component that names the chosen registry is stripped, whichever rule chose it:
-BuildKit sends both the prefix and `ns`.
+First match wins: the `ns` query; the Host, as it is and then without its port; the TLS server name; the first path
+component; the upstream marked `default`. A leading path component that names the chosen registry is stripped,
+whichever rule chose it: BuildKit sends both the prefix and `ns`.
 """
 
 from collections.abc import Collection, Mapping
@@ -33,11 +33,16 @@ class Registries:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request says about its registry: `ns` (None if it did not), the lower-case Host, the path's name."""
+    """What a request says about its registry: `ns` (None if it did not), the lower-case Host, the path's name.
+
+    `server_name` is that of its TLS connection (SNI), empty without: it names the connection, which a load balancer may
+    have opened, and the Host the request, so the Host goes first.
+    """
 
     ns: str | None
     host: str
     name: str
+    server_name: str = ""
 
 
 def choose_repository(registries: Registries, allowed: Collection[str] | None, asked: Asked) -> Repository:
@@ -64,7 +69,7 @@ def _registry(registries: Registries, asked: Asked) -> str:
             raise OCIError("NAME_UNKNOWN", "the registry named by ns is not configured on this proxy")
         return registry
     first = asked.name.partition("/")[0] if "/" in asked.name else ""
-    for name in (asked.host, host_without_port(asked.host), first):
+    for name in (asked.host, host_without_port(asked.host), asked.server_name, first):
         if name in registries.names:
             return registries.names[name]
     if registries.default is None:

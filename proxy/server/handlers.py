@@ -22,6 +22,7 @@ from proxy.server.exchange import Exchange
 from proxy.server.house import House
 from proxy.server.lists import answer_list
 from proxy.server.respond import BASIC_CHALLENGE, EVERY_ANSWER, error_response, oci_error, state_headers
+from proxy.server.tls import TLSConnection, certificate_names
 from proxy.settings import Address, ClusterSettings
 from proxy.telemetry.events import Tell
 
@@ -92,7 +93,7 @@ class Handlers:
         authorization = request.headers.get("Authorization", "")
         if isinstance(route, Ping):
             return _ping(cluster, request.secure, authorization)
-        asked = Asked(query.get("ns"), exchange.client.host, route.name)
+        asked = Asked(query.get("ns"), exchange.client.host, route.name, exchange.client.server_name)
         repository = choose_repository(house.registries, cluster.upstreams, asked)
         exchange.takes_basic = takes_basic(
             cluster.login, route.name != repository.name, request.secure, cluster.allow_plain_login
@@ -200,6 +201,11 @@ def _range_header(request: web.BaseRequest, route: BlobRoute) -> str | None:
 def _client(house: House, listener: Address, request: web.BaseRequest) -> Client:
     transport = request.transport
     peer = transport.get_extra_info("peername") if transport is not None else None
+    tls = transport.get_extra_info("ssl_object") if transport is not None else None
     forwarded = ",".join(request.headers.getall("X-Forwarded-For", []))
     address = client_address(peer[0] if peer else "", forwarded, house.settings.trusted_proxies)
-    return Client(address, request.headers.get("Host", "").lower(), listener)
+    host = request.headers.get("Host", "").lower()
+    if transport is None or not isinstance(tls, TLSConnection):
+        return Client(address, host, listener)
+    names = certificate_names(transport.get_extra_info("peercert"))
+    return Client(address, host, listener, names, tls.server_name)

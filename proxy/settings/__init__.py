@@ -9,6 +9,7 @@ from proxy.settings.models import (
     ManifestSettings,
     MatchSettings,
     Settings,
+    TLSSettings,
     UpstreamSettings,
     check_url,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "ManifestSettings",
     "MatchSettings",
     "Settings",
+    "TLSSettings",
     "UpstreamSettings",
     "applicable",
     "check_url",

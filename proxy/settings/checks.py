@@ -91,6 +91,25 @@ def _listeners(document: dict[str, Any]) -> Iterator[Mistake]:
         for place, listener in enumerate(_list(match.get("listeners")) if isinstance(match, dict) else []):
             if _address(listener) not in addresses:
                 yield ("clusters", position, "match", "listeners", place), f"nothing listens on {listener}"
+    yield from _certificates(listed, document.get("clusters"))
+
+
+def _certificates(listed: list[Any], clusters: object) -> Iterator[Mistake]:
+    """A cluster that goes by certificates has to have a listener that asks for them."""
+    asking = {_address(entry.get("address")) for entry in listed if isinstance(entry, dict) and _asks(entry.get("tls"))}
+    for position, cluster in enumerate(_list(clusters)):
+        match = cluster.get("match") if isinstance(cluster, dict) else None
+        if isinstance(match, dict) and match.get("certificates"):
+            own = {_address(listener) for listener in _list(match.get("listeners"))}
+            if not (asking & own if own else asking):
+                yield (
+                    ("clusters", position, "match", "certificates"),
+                    "no listener of this cluster asks for certificates: give one a tls.client_ca",
+                )
+
+
+def _asks(tls: object) -> bool:
+    return isinstance(tls, dict) and tls.get("client_ca") is not None
 
 
 def _shares(upstreams: dict[str, dict[str, Any]], clusters: object) -> Iterator[Mistake]:

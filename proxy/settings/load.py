@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from proxy.settings.checks import cross_mistakes
 from proxy.settings.environment import Mistake, overlay
-from proxy.settings.models import Settings
+from proxy.settings.models import ListenSettings, Settings
 
 
 class ConfigurationError(Exception):
@@ -136,4 +136,13 @@ def _resolved(settings: Settings, folder: Path) -> Settings:
         upstreams[name] = upstream.model_copy(update={"credentials": credentials, "ca": ca})
     token_file = settings.admin.token_file
     admin = settings.admin.model_copy(update={"token_file": folder / token_file if token_file else None})
-    return settings.model_copy(update={"upstreams": upstreams, "admin": admin})
+    listen = tuple(_listener_in(folder, one) for one in settings.listen)
+    return settings.model_copy(update={"upstreams": upstreams, "admin": admin, "listen": listen})
+
+
+def _listener_in(folder: Path, listen: ListenSettings) -> ListenSettings:
+    if listen.tls is None:
+        return listen
+    files = {name: getattr(listen.tls, name) for name in ("certificate", "key", "client_ca")}
+    paths = {name: folder / file for name, file in files.items() if file is not None}
+    return listen.model_copy(update={"tls": listen.tls.model_copy(update=paths)})

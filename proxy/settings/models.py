@@ -74,9 +74,24 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class TLSSettings(_Model):
+    """A listener's certificate (a chain, the server's own first) and key, PEM; `client_ca` asks clients for theirs."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+    client_auth: Literal["required", "optional"] = "required"
+
+    @model_validator(mode="after")
+    def _something_to_verify_by(self) -> Self:
+        if "client_auth" in self.model_fields_set and self.client_ca is None:
+            raise ValueError("client_auth needs a client_ca")
+        return self
+
+
 class ListenSettings(_Model):
     address: ListenAddress
-    tls: Annotated[dict[str, str], _not_yet("TLS on listeners is")] | None = None
+    tls: TLSSettings | None = None
 
 
 class AdminSettings(_Model):
@@ -165,11 +180,11 @@ class MatchSettings(_Model):
     networks: tuple[Network, ...] = ()
     hosts: tuple[str, ...] = ()
     listeners: tuple[ListenAddress, ...] = ()
-    certificates: Annotated[tuple[str, ...], _not_yet("matching by client certificate is")] = ()
+    certificates: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
     @model_validator(mode="after")
     def _something(self) -> Self:
-        if not (self.networks or self.hosts or self.listeners):
+        if not (self.networks or self.hosts or self.listeners or self.certificates):
             raise ValueError("an empty match fits nobody; leave match out to fit everybody")
         return self
 

@@ -25,6 +25,22 @@ def setup_logging(level: str, form: Literal["text", "json"], access: bool) -> No
     root.setLevel(logging.WARNING)
     logging.getLogger(LOGGER).setLevel(level.upper())
     logging.getLogger(_ACCESS).setLevel(logging.INFO if access else logging.CRITICAL)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        # Otherwise it is somebody else's, such as a test's.
+        sys.unraisablehook = log_unraisable
+
+
+def log_unraisable(raised: "sys.UnraisableHookArgs") -> None:
+    """Write one line of what was raised where nothing could catch it; the interpreter would print a traceback.
+
+    A TLS server name that is no ASCII is met inside of the ssl module, which refuses the client: anybody can send one.
+    """
+    if isinstance(raised.exc_value, UnicodeDecodeError) and isinstance(raised.object, bytes):
+        logging.getLogger(LOGGER).debug("a TLS client asked for a name that is none")
+        return
+    error = raised.exc_value
+    where = (raised.exc_type, error, raised.exc_traceback) if error is not None else None
+    logging.getLogger(LOGGER).error("%s", raised.err_msg or "an error nobody could handle", exc_info=where)
 
 
 def log_access(event: RequestFinished) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -77,14 +78,17 @@ class Served:
 class Proxy(Served):
     """A running proxy and a client of it."""
 
-    def __init__(self, application: Application, clock: ManualClock, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, application: Application, clock: ManualClock, session: aiohttp.ClientSession, scheme: str = "http"
+    ) -> None:
         super().__init__(session)
+        self.scheme = scheme
         self.application = application
         self.clock = clock
 
     @property
     def url(self) -> str:
-        return f"http://{self.application.listeners[0].address}"
+        return f"{self.scheme}://{self.application.listeners[0].address}"
 
     @property
     def admin_url(self) -> str:
@@ -106,14 +110,17 @@ def make_settings(directory: Path, upstreams: Mapping[str, Mapping[str, Any]], *
 
 
 @asynccontextmanager
-async def running(settings: Settings, clock: ManualClock | None = None) -> AsyncIterator[Proxy]:
-    """A proxy that runs inside the context."""
+async def running(
+    settings: Settings, clock: ManualClock | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Proxy]:
+    """A proxy that runs inside the context. `tls`: its first listener speaks TLS, and the client goes by that."""
     clock = clock or ManualClock()
     application = Application(settings, clock)
     await application.start()
     try:
         options = aiohttp.ClientTimeout(total=20)
-        async with aiohttp.ClientSession(auto_decompress=False, timeout=options) as session:
-            yield Proxy(application, clock, session)
+        connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
+        async with aiohttp.ClientSession(connector=connector, auto_decompress=False, timeout=options) as session:
+            yield Proxy(application, clock, session, "http" if tls is None else "https")
     finally:
         await application.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from typing import Self
 
 from tests.fakes.proxy import Served
@@ -24,9 +25,9 @@ class Reader:
         self._writer = writer
 
     @classmethod
-    async def connect(cls, proxy: Served) -> Self:
+    async def connect(cls, proxy: Served, tls: ssl.SSLContext | None = None) -> Self:
         """A connection without a request."""
-        host, _, port = proxy.url.removeprefix("http://").partition(":")
+        host, _, port = proxy.url.partition("://")[2].partition(":")
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         sock.setblocking(False)
@@ -35,7 +36,8 @@ class Reader:
         except OSError:
             sock.close()
             raise
-        return cls(*await asyncio.open_connection(sock=sock, limit=_BUFFER))
+        named = host if tls is not None else None
+        return cls(*await asyncio.open_connection(sock=sock, limit=_BUFFER, ssl=tls, server_hostname=named))
 
     def ask(self, path: str, start: int | None = None, stop: int | None = None) -> None:
         """Ask for the bytes from `start` to before `stop`, or for all; the head is not waited for."""

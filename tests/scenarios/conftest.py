@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.settings import Settings
+from tests.fakes.authority import Authority, Pair
 from tests.fakes.proxy import Proxy, make_settings, running
 from tests.fakes.registry import FakeRegistry
 
@@ -46,3 +47,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Resumes follow each other without the pauses that a real upstream is given."""
     monkeypatch.setattr("proxy.cache.download._FIRST_PAUSE", 0.001)
     monkeypatch.setattr("proxy.cache.download._LONGEST_PAUSE", 1.0)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate authority for all tests that want one."""
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def server_pair(authority: Authority) -> Pair:
+    """The proxy's own certificate."""
+    return authority.server()

@@ -1,6 +1,7 @@
 """The commands as their users meet them: what they print, what they write, how they end."""
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from proxy import __version__
 from proxy.cli import main
+from tests.fakes.authority import Authority
 
 SHIPPED = Path(__file__).parents[3] / "config" / "proxy.yaml"
 
@@ -161,3 +163,70 @@ def test_hosts_toml_that_cannot_write_says_where(config: Path, tmp_path: Path) -
 def test_hosts_toml_wants_a_url_that_can_be_dialled(config: Path, tmp_path: Path, url: str) -> None:
     """A password would be written into every node's file."""
     assert run("hosts-toml", "--config", config, "--url", url, "--out", tmp_path / "out").exit_code == 2
+
+
+@pytest.mark.parametrize("no_fallback", [False, True])
+def test_hosts_toml_for_a_proxy_with_tls(config: Path, tmp_path: Path, no_fallback: bool) -> None:
+    """The authority and the client's pair stand where the proxy does: as the server too, where it is that."""
+    pair = ("/etc/node.crt", "/etc/node.key")
+    more = ["--no-fallback"] if no_fallback else []
+    arguments = ("--url", "https://p:5443", "--ca", "/etc/ca.crt", "--client", *pair, "--out", tmp_path, *more)
+    result = run("hosts-toml", "--config", config, *arguments)
+    assert result.exit_code == 0
+    written = tomllib.loads((tmp_path / "docker.io" / "hosts.toml").read_text())
+    tls = {"ca": "/etc/ca.crt", "client": [list(pair)]}
+    assert written["host"]["https://p:5443"].items() >= tls.items()
+    assert {key: written[key] for key in tls if key in written} == (tls if no_fallback else {})
+    for folder in ("/etc/docker/certs.d/p:5443", "/etc/containers/certs.d/p:5443"):
+        assert folder in result.stderr
+    assert "insecure-registries" not in (tmp_path / "docker" / "daemon.json").read_text()
+
+
+def test_a_ca_goes_with_https(config: Path, tmp_path: Path) -> None:
+    """A usage error otherwise: containerd would try https with it all the same."""
+    arguments = ("--url", "http://p:5000", "--ca", "/etc/ca.crt", "--out", tmp_path / "out")
+    assert run("hosts-toml", "--config", config, *arguments).exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def with_tls(tmp_path: Path) -> Path:
+    """A configuration with a TLS listener whose good files stand beside it."""
+    pair = Authority(tmp_path).server()
+    shutil.copyfile(pair.certificate, tmp_path / "tls.crt")
+    shutil.copyfile(pair.key, tmp_path / "tls.key")
+    (tmp_path / "tls.key").chmod(0o640)
+    file = tmp_path / "tls.yaml"
+    document = {
+        "listen": [{"address": "0.0.0.0:5443", "tls": {"certificate": "tls.crt", "key": "tls.key"}}],
+        "upstreams": {"a.test": {"url": "https://a.test", "default": True}},
+    }
+    file.write_text(yaml.safe_dump(document))
+    return file
+
+
+def test_check_config_of_certificates(with_tls: Path) -> None:
+    """Good ones are good; a pair that does not belong together is a mistake, with its place in the file."""
+    result = run("check-config", with_tls)
+    assert (result.exit_code, result.stderr) == (0, "")
+    with_tls.with_name("tls.key").write_text("noise")
+    result = run("check-config", with_tls)
+    assert result.exit_code == 2
+    assert f"{with_tls}: listen[0].tls: {with_tls.with_name('tls.key')} is no private key" in result.stderr
+    assert result.stdout == ""
+
+
+def test_check_config_where_the_certificates_are_not(with_tls: Path) -> None:
+    """A warning: they may be there where the proxy runs."""
+    with_tls.with_name("tls.key").unlink()
+    result = run("check-config", with_tls)
+    assert result.exit_code == 0
+    assert f"warning: listen[0].tls: {with_tls.with_name('tls.key')}: No such file or directory" in result.stderr
+
+
+def test_a_private_key_that_everybody_can_read(with_tls: Path) -> None:
+    """A warning, which names the file."""
+    with_tls.with_name("tls.key").chmod(0o644)
+    result = run("check-config", with_tls)
+    assert result.exit_code == 0
+    assert f"can read the private key {with_tls.with_name('tls.key')}" in result.stderr

@@ -1,6 +1,7 @@
 """Which cluster a client belongs to, and which address it has."""
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -79,6 +80,30 @@ def test_every_kind_given_must_fit() -> None:
     assert chosen(clusters, client("11.0.0.1", "y")) is None
     assert chosen(clusters, client("10.0.0.1", "z")) is None
     assert chosen(clusters, client("10.0.0.1", "y", "0.0.0.0:5002")) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "fits"),
+    [
+        ({"prod"}, "prod", True), ({"prod"}, "PROD", True), ({"a", "b.prod.internal"}, "*.prod.internal", True),
+        ({"prod.internal"}, "*.prod.internal", False), ({"xprod"}, "prod", False), (set(), "*", False),
+        ({"spiffe://a/ns/x"}, "spiffe://a/ns/*", True), ({"spiffe://a/ns/X"}, "spiffe://a/ns/x", False),
+        ({"spiffe://b/spiffe://a/"}, "spiffe://a/*", False),
+    ],
+)  # fmt: skip
+def test_names_of_certificates(names: set[str], pattern: str, fits: bool) -> None:
+    """Shell patterns, the whole name; only URIs tell case apart. A client without a certificate has no name."""
+    asking = replace(client(), names=frozenset(names))
+    assert (chosen([cluster("a", certificates=[pattern])], asking) == "a") is fits
+
+
+def test_a_certificate_is_one_kind_among_others() -> None:
+    """Certificate and network together."""
+    clusters = [cluster("a", certificates=["prod"], networks=["10.0.0.0/8"])]
+    prod = frozenset({"prod"})
+    assert chosen(clusters, replace(client("10.0.0.1"), names=prod)) == "a"
+    assert chosen(clusters, client("10.0.0.1")) is None
+    assert chosen(clusters, replace(client("11.0.0.1"), names=prod)) is None
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,18 @@ def test_only_configured_registries_are_ever_chosen(name: str, ns: str | None, h
         assert choose(name, ns, host).registry in UPSTREAMS
     except OCIError as error:
         assert error.code == "NAME_UNKNOWN"
+
+
+@pytest.mark.parametrize(
+    ("name", "ns", "host", "wanted"),
+    [
+        ("org/app", None, "proxy", "ghcr.io/org/app"),
+        ("org/app", None, "", "ghcr.io/org/app"),
+        ("local/app", None, "proxy", "ghcr.io/local/app"),
+        ("org/app", None, "docker.io", "docker.io/org/app"),
+        ("org/app", "docker.io", "proxy", "docker.io/org/app"),
+    ],
+)
+def test_the_tls_server_name(name: str, ns: str | None, host: str, wanted: str) -> None:
+    """It stands where the Host names no registry: behind that, before the path."""
+    assert str(choose_repository(REGISTRIES, None, Asked(ns, host, name, "ghcr.io"))) == wanted

@@ -88,10 +88,8 @@ logs: {}
 @pytest.mark.parametrize(
     ("document", "path"),
     [
-        (UPSTREAM + "listen: [{address: '0.0.0.0:1', tls: {certificate: a}}]", "listen[0].tls"),
         (UPSTREAM + "clusters: [{name: a, credentials: public}]", "clusters[0].credentials"),
         (UPSTREAM + "clusters: [{name: a, push: forward}]", "clusters[0].push"),
-        (UPSTREAM + "clusters: [{name: a, match: {certificates: [x], hosts: [h]}}]", "clusters[0].match.certificates"),
     ],
 )
 def test_what_this_version_cannot_do_is_refused_by_name(load: Load, document: str, path: str) -> None:
@@ -356,3 +354,54 @@ def test_more_than_all_cannot_be_guaranteed(load: Load) -> None:
     assert found['upstreams."b.test".cache_share'] == "the shares of all registries are more than 100%"
     assert found["clusters[1].cache_share"] == "the shares of all clusters are more than 100%"
     assert "cache.keep[0]" in found
+
+
+PLAIN = "{address: '0.0.0.0:1'}"
+TLS = "{address: '0.0.0.0:2', tls: {certificate: a, key: b}}"
+ASKS = "{address: '0.0.0.0:3', tls: {certificate: a, key: b, client_ca: c}}"
+
+
+@pytest.mark.parametrize(
+    ("listen", "match", "good"),
+    [
+        (f"[{PLAIN}, {ASKS}]", "{certificates: [x]}", True),
+        (f"[{PLAIN}, {ASKS}]", "{certificates: [x], listeners: ['0.0.0.0:1', '0.0.0.0:3']}", True),
+        (f"[{PLAIN}, {ASKS}]", "{certificates: [x], listeners: ['0.0.0.0:1']}", False),
+        (f"[{PLAIN}, {TLS}]", "{certificates: [x]}", False),
+        (f"[{PLAIN}]", "{certificates: [x], networks: [10.0.0.0/8]}", False),
+    ],
+)
+def test_a_cluster_by_certificate_needs_a_listener_that_asks(load: Load, listen: str, match: str, good: bool) -> None:
+    """One of its own listeners, where it names some."""
+    document = UPSTREAM + f"listen: {listen}\nclusters: [{{name: a, match: {match}}}]"
+    if good:
+        cluster = load(document).clusters[0]
+        assert cluster.match is not None
+        assert cluster.match.certificates == ("x",)
+    else:
+        assert list(mistakes(load, document)) == ["clusters[0].match.certificates"]
+
+
+@pytest.mark.parametrize(
+    ("tls", "path"),
+    [
+        ("{certificate: a}", "listen[0].tls.key"),
+        ("{key: a}", "listen[0].tls.certificate"),
+        ("{certificate: a, key: b, client_auth: required}", "listen[0].tls"),
+        ("{certificate: a, key: b, client_ca: c, client_auth: maybe}", "listen[0].tls.client_auth"),
+        ("{certificate: a, key: b, ca: c}", "listen[0].tls.ca"),
+        ("true", "listen[0].tls"),
+    ],
+)
+def test_tls_of_a_listener_is_whole(load: Load, tls: str, path: str) -> None:
+    """Certificate and key; who is to show a certificate needs somebody who vouches for it."""
+    assert list(mistakes(load, UPSTREAM + f"listen: [{{address: '0.0.0.0:1', tls: {tls}}}]")) == [path]
+
+
+def test_files_of_a_listener_are_in_the_files_folder(load: Load, tmp_path: Path) -> None:
+    """Relative ones, as all others."""
+    listen = "{address: '0.0.0.0:3', tls: {certificate: a, key: /b, client_ca: c/d}}"
+    tls = load(UPSTREAM + f"listen: [{listen}]").listen[0].tls
+    assert tls is not None
+    assert (tls.certificate, tls.key, tls.client_ca) == (tmp_path / "a", Path("/b"), tmp_path / "c" / "d")
+    assert tls.client_auth == "required"

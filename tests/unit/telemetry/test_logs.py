@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.telemetry.events import RequestFinished
-from proxy.telemetry.logs import log_access, setup_logging
+from proxy.telemetry.logs import log_access, log_unraisable, setup_logging
 
 EVENT = RequestFinished(
     "192.0.2.1", "prod", "docker.io", "manifest", "GET", "library/nginx", "latest", 200, "hit", "", 1234, 0.1, 0.12345
@@ -93,3 +93,21 @@ def test_no_value_breaks_a_line(form: str, capsys: pytest.CaptureFixture[str], v
     assert text.count("\n") == 2
     assert all(char.isprintable() for line in text.split("\n") for char in line)
     assert len(text.splitlines()) == 2
+
+
+class Raised:
+    """What the interpreter tells of an error that nothing could catch."""
+
+    def __init__(self, error: Exception, cause: object) -> None:
+        self.exc_type, self.exc_value, self.exc_traceback = type(error), error, error.__traceback__
+        self.err_msg, self.object = None, cause
+
+
+def test_what_nobody_could_catch_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """And no line at all, except at level debug, where a TLS client asked for a name that is no ASCII."""
+    setup_logging("info", "text", True)
+    log_unraisable(Raised(ValueError("late"), None))  # type: ignore[arg-type]
+    log_unraisable(Raised(UnicodeDecodeError("ascii", b"\xff", 0, 1, "no"), b"\xff"))  # type: ignore[arg-type]
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert "ValueError: late" in text
