@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,29 @@ import yaml
 from tests.clients.process import Daemon, free_port, run, wait_for
 from tests.clients.registries import Upstream
 from tests.clients.wire import Answer, answers, ask
+from tests.fakes.authority import Pair
 
 REGISTRY = "registry.test"
 PULLTHROUGH = Path(sys.executable).with_name("pullthrough")
+
+
+@dataclass(frozen=True)
+class NodeTLS:
+    """A proxy's certificate, that of its nodes, and the authority of both."""
+
+    server: Pair
+    node: Pair
+    ca: Path
+
+    @property
+    def listener(self) -> dict[str, str]:
+        files = {"certificate": self.server.certificate, "key": self.server.key, "client_ca": self.ca}
+        return {name: str(file) for name, file in files.items()}
+
+    @property
+    def options(self) -> tuple[str | Path, ...]:
+        """For `hosts-toml`, so that nodes know what to trust and what to show."""
+        return ("--ca", self.ca, "--client", self.node.certificate, self.node.key)
 
 
 class Proxy:
@@ -22,7 +43,10 @@ class Proxy:
     registry.
     """
 
-    def __init__(self, directory: Path, upstream: Upstream, registry: str = REGISTRY, **more: Any) -> None:
+    def __init__(
+        self, directory: Path, upstream: Upstream, registry: str = REGISTRY, tls: NodeTLS | None = None, **more: Any
+    ) -> None:
+        """`tls`: it speaks TLS alone, and its nodes show their certificate."""
         self.registry = registry
         self.port, self.admin_port = free_port(), free_port()
         self.directory = directory
@@ -36,11 +60,14 @@ class Proxy:
             "upstreams": {registry: {"url": f"http://127.0.0.1:{upstream.port}", "default": True}},
             "shutdown_timeout": "10s",
         }
+        if tls is not None:
+            self._document["listen"] = [{"address": f"127.0.0.1:{self.port}", "tls": tls.listener}]
         self.configure(**more)
         self._daemon = self._start()
         self.node_files = directory / "nodes"
-        url = f"http://127.0.0.1:{self.port}"
-        run(PULLTHROUGH, "hosts-toml", "--config", self.config, "--url", url, "--out", self.node_files)
+        url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}"
+        options = tls.options if tls is not None else ()
+        run(PULLTHROUGH, "hosts-toml", "--config", self.config, "--url", url, "--out", self.node_files, *options)
 
     def configure(self, **more: Any) -> None:
         """Write the configuration anew, with these keys over the usual ones; counts from the next start on."""
