@@ -216,8 +216,7 @@ class Blobs:
     async def _open_filling(self, ask: Ask, digest: Digest, start: int) -> BlobAnswer:
         while True:
             fill = self._fills.get(digest)
-            # One that is over may be closing its file already: it is nobody's to join.
-            own = fill is None or fill.over or fill.error is not None
+            own = fill is None or not fill.joinable
             if fill is None or own:
                 self._attempts.check(ask, digest)
                 fill = self._start_fill(ask, digest, start)

@@ -65,6 +65,10 @@ class Filling(Protocol):
         """`count` more bytes are in the map."""
         ...
 
+    def failing(self) -> None:
+        """The download has failed and only clears up: whoever comes now would share a failure that is not theirs."""
+        ...
+
 
 class _NoRanges(Exception):
     """The upstream cannot be asked for ranges: it sends all of the blob, or others than were asked for."""
@@ -129,6 +133,9 @@ class Download:
                 if self._plan() and not self._streams and not self._complete():
                     raise Uncacheable(f"the map of {self._digest} makes no sense")
                 self._check_goes_on()
+        except Exception:
+            self._filling.failing()
+            raise
         finally:
             tasks = [stream.task for stream in self._streams if stream.task is not None]
             for task in tasks:

@@ -77,6 +77,8 @@ class Fill:
         self.size = 0
         self.verified = False
         self.over = False
+        # Nobody is to join any more: it has failed, or may be closing its files.
+        self.joinable = True
         self.error: Exception | None = None
         # The blob was in the store already, put there by another process.
         self.present = False
@@ -102,7 +104,7 @@ class Fill:
         return self._confirmed.result()
 
     def join(self, ask: Ask) -> FillReader:
-        """A reader with the rights of `ask`, of a fill that is not over. Whoever joins closes the reader."""
+        """A reader with the rights of `ask`, of a fill that is joinable. Whoever joins closes the reader."""
         reader = FillReader(self)
         self._readers.add(reader, ask)
         return reader
@@ -173,7 +175,7 @@ class Fill:
             self._fail(Uncacheable("the proxy is shutting down"))
             raise
         finally:
-            self.over = True
+            self.over, self.joinable = True, False
             self._let_go()
 
     async def _fill(self) -> None:
@@ -302,7 +304,7 @@ class Fill:
     def _fail(self, error: Exception) -> None:
         if self.verified:
             return
-        self.error = error
+        self.error, self.joinable = error, False
         if not self._confirmed.done():
             self._confirmed.set_exception(error)
             # Whoever waits is told; if nobody does, that is no mistake.
@@ -355,6 +357,10 @@ class Fill:
         """See `Filling.advanced`."""
         self._more.set()
         self._readers.advanced(count)
+
+    def failing(self) -> None:
+        """See `Filling.failing`."""
+        self.joinable = False
 
     @property
     def _user(self) -> User:
