@@ -18,6 +18,7 @@ _FILES_A_CONNECTION = 4
 def configuration_warnings(settings: Settings) -> Iterator[str]:
     """One line each: what, and what to do about it."""
     yield from _unused_credentials(settings)
+    yield from _unseen_addresses(settings)
     if not any(upstream.default for upstream in settings.upstreams.values()):
         yield "no upstream is the default: clients that name no registry (Docker's older store) get 404"
     if settings.clusters[-1].match is not None:
@@ -71,6 +72,15 @@ def _unused_credentials(settings: Settings) -> Iterator[str]:
         ]
         if upstream.credentials is not None and not users:
             yield f"upstreams.{name}.credentials is used by no cluster: set `credentials: true` in one"
+
+
+def _unseen_addresses(settings: Settings) -> Iterator[str]:
+    for name, upstream in settings.upstreams.items():
+        if upstream.proxy is not None:
+            yield (
+                f"upstreams.{name}.proxy: behind it nobody here sees which addresses the names in redirects and token "
+                "realms have: let the proxy itself refuse private ones"
+            )
 
 
 def _open_files(settings: Settings) -> Iterator[str]:

@@ -167,6 +167,7 @@ class UpstreamSettings(_Model):
     manifests: ManifestOverrides = ManifestOverrides()
     ca: Path | None = None
     proxy: ProxyUrl | None = None
+    private_networks: tuple[Network, ...] = ()
     connect_timeout: Timeout = 5.0
     read_timeout: Timeout = 30.0
     max_connections: Annotated[int, Field(ge=1)] = 64

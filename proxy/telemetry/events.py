@@ -80,6 +80,14 @@ class StaleServed:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetWasRefused:
+    """An upstream led to where it may not lead; `reason`: one of `policy.dial.Reason`."""
+
+    registry: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class BlobEvicted:
     """`reason`: size, free, age, digest."""
 
@@ -103,6 +111,7 @@ Event = (
     | FillResumed
     | DigestMismatch
     | StaleServed
+    | TargetWasRefused
     | BlobEvicted
     | LoopLag
 )

@@ -58,6 +58,12 @@ class Metrics:
         self._stale = self._counter(
             "stale_served", "Stale tags served because the upstream failed.", "registry", "reason"
         )
+        self._refused_targets = self._counter(
+            "upstream_refused_targets",
+            "Redirects and token realms of upstreams to where they may not lead.",
+            "registry",
+            "reason",
+        )
         self._evictions = self._counter("evictions", "Blobs removed from the cache.", "reason")
         self._remaining = self._gauge(
             "upstream_ratelimit_remaining", "Pulls the upstream says are left.", "livemostrecent", "registry"
@@ -97,6 +103,8 @@ class Metrics:
                 self._mismatches.labels(registry).inc()
             case events.StaleServed(registry, reason):
                 self._stale.labels(registry, reason).inc()
+            case events.TargetWasRefused(registry, reason):
+                self._refused_targets.labels(registry, reason).inc()
             case events.BlobEvicted(reason):
                 self._evictions.labels(reason).inc()
             case events.LoopLag(seconds):

@@ -18,7 +18,7 @@ from proxy.oci.reference import Repository
 from proxy.policy.access import Principal
 from proxy.upstream.challenge import Challenge, challenge_for_client, parse_challenges, realm_allowed
 from proxy.upstream.credentials import IDENTITY_TOKEN_USER, Credential, CredentialSource, CredentialsUnavailable
-from proxy.upstream.errors import UpstreamFailure, UpstreamInvalid, UpstreamRefused
+from proxy.upstream.errors import TargetRefused, UpstreamFailure, UpstreamInvalid, UpstreamRefused
 
 # Seconds a token lives that says nothing about it (token specification).
 _DEFAULT_LIFE = 60.0
@@ -153,8 +153,8 @@ class Authorizer:
     ) -> Token:
         realm = challenge.get("realm")
         if not realm_allowed(realm, self._url, self._realms):
-            raise UpstreamInvalid(
-                f"{self._registry} names a token realm that is neither its own host nor in its token_realms"
+            raise TargetRefused(
+                f"{self._registry} names a token realm that is neither its own host nor in its token_realms", "realm"
             )
         credential = await self._credential(principal) if principal.kind != "anonymous" else None
         scope = challenge.get("scope") or f"repository:{repository.name}:pull"

@@ -16,6 +16,8 @@ _WORD = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 _PARAMETER = re.compile(rf"({_WORD})[ \t]*=[ \t]*(?:\"((?:[^\"\\]|\\.)*)\"|([^ \t,\"]+))")
 _SCHEME = re.compile(rf"({_WORD})(?:[ \t]+[A-Za-z0-9._~+/-]+=*(?=[ \t]*(?:,|$)))?(?=[ \t,]|$)")
 _BETWEEN = re.compile(r"[ \t,]+")
+# Visible ASCII but the backslash, which some take for a slash.
+_PLAIN_URL = re.compile(r"[!-\[\]-~]+")
 # Registries' challenges have a few hundred bytes; longer ones are cut, and more of them not looked at.
 _LONGEST_HEADER = 4096
 _MOST_HEADERS = 8
@@ -64,6 +66,9 @@ def _challenges(header: str) -> Iterator[Challenge]:
 
 def realm_allowed(realm: str, upstream_url: str, token_realms: Collection[str]) -> bool:
     """May a token be asked for at `realm`, by an upstream reached at `upstream_url`?"""
+    if not _PLAIN_URL.fullmatch(realm):
+        # Parsers differ over these, and another one than this dials.
+        return False
     try:
         there, here = urlsplit(realm), urlsplit(upstream_url)
         origin = (there.hostname, _port(there.scheme, there.port))

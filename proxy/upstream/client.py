@@ -1,7 +1,10 @@
 """One request to one upstream: its connections, its token, its redirects.
 
 Invariants:
-- Redirects are followed by hand; Authorization goes to the upstream's own origin only, and never from https to http.
+- Redirects are followed by hand; Authorization goes to the upstream's own origin only, never from https to http, and
+  not to what another host led back to.
+- Where redirects and token realms lead is judged by `policy.dial`: before a name is looked up here, and by the address
+  where connections are made (`pools`). What is refused is told once a request (`TargetWasRefused`).
 - Manifests, lists and tokens have connections of their own, so that blobs cannot starve them.
 - Every request is told once (`UpstreamAnswered`); network exceptions leave this room as `UpstreamError`s.
 """
@@ -21,13 +24,16 @@ from proxy.oci.errors import code_in_body
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal
 from proxy.policy.budget import ratelimit_remaining, retry_after
+from proxy.policy.dial import Reason as WhyRefused
+from proxy.policy.dial import target_refusal
 from proxy.settings import UpstreamSettings
-from proxy.telemetry.events import RateLimitSeen, Tell, UpstreamAnswered, UpstreamBytes
+from proxy.telemetry.events import RateLimitSeen, TargetWasRefused, Tell, UpstreamAnswered, UpstreamBytes
 from proxy.upstream.auth import Authorizer, TokenRequest
 from proxy.upstream.credentials import CredentialSource
 from proxy.upstream.errors import (
     NETWORK_ERRORS,
     RangeRefused,
+    TargetRefused,
     UpstreamError,
     UpstreamFailure,
     UpstreamInvalid,
@@ -35,6 +41,7 @@ from proxy.upstream.errors import (
     UpstreamRefused,
     UpstreamRejected,
     failure_of,
+    refused_zone,
 )
 from proxy.upstream.pools import Pool, Pools
 from proxy.upstream.slots import Slots
@@ -46,6 +53,7 @@ HEAD_LIMIT = 24.0
 _MOST_REDIRECTS = 6
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ERROR_BODY_LIMIT = 64 * 1024
+_LONGEST_HOST = 253
 # What of an upstream's settings others act upon.
 _NOT_OURS = {"default", "manifests", "cache_share"}
 
@@ -170,6 +178,9 @@ class Upstream:
             try:
                 async with asyncio.timeout(self._head_limit):
                     reply, response = await self._authorised(call)
+            except TargetRefused as error:
+                self._tell(TargetWasRefused(self.registry, error.why))
+                raise
             except NETWORK_ERRORS as error:
                 # Only the head limit gets here: what the network raises was told and translated where it was met.
                 raise failure_of(error, self.registry) from error
@@ -207,7 +218,10 @@ class Upstream:
         """Send, and follow redirects: with Authorization on the upstream's own origin, without it anywhere else."""
         url = self._url(call) if call.address is None else URL(call.address, encoded=True)
         for _ in range(_MOST_REDIRECTS):
-            response = await self._send(call, url, authorization if self._is_own(url) else None)
+            if not self._is_own(url):
+                # Nor with it again where that leads back: what is asked for there then is not the upstream's choice.
+                authorization = None
+            response = await self._send(call, url, authorization)
             if response.status not in _REDIRECTS:
                 return response
             try:
@@ -224,12 +238,14 @@ class Upstream:
         headers = dict(call.headers)
         if authorization is not None:
             headers["Authorization"] = authorization
-        session = self.pools.pool(call.pool)
+        session = self.pools.pool(call.pool, self._is_own(url))
         try:
             response = await session.request(
                 call.method, url, headers=headers, allow_redirects=False, proxy=self._settings.proxy
             )
         except NETWORK_ERRORS as error:
+            if (zone := refused_zone(error)) is not None:
+                raise self._target_refused("redirects to", url, zone) from error
             failure = failure_of(error, self.registry)
             self._tell(UpstreamAnswered(self.registry, call.kind, call.method, failure.reason))
             if not self._is_own(url):
@@ -258,14 +274,30 @@ class Upstream:
         try:
             # Signed URLs are signed as they are written: nothing is encoded again.
             target = response.url.join(URL(location, encoded=True))
-            good = bool(location) and target.scheme in {"http", "https"} and bool(target.host) and not target.user
+            good = bool(location) and target.scheme in {"http", "https"} and bool(target.raw_host)
+            # As it would be sent; other spellings of a host are for those who look at it, not for the wire.
+            good = good and target.raw_authority.isascii() and "@" not in target.raw_authority
         except ValueError:
             good = False
         if not good:
-            raise UpstreamInvalid(f"{self.registry} redirects to something that is not a web address")
+            raise TargetRefused(f"{self.registry} redirects to something that is not a web address", "url")
         if response.url.scheme == "https" and target.scheme != "https":
-            raise UpstreamInvalid(f"{self.registry} redirects from https to http")
+            raise TargetRefused(f"{self.registry} redirects from https to http", "scheme")
+        self._check_target("redirects to", target)
         return target
+
+    def _check_target(self, verb: str, url: URL) -> None:
+        """Raise TargetRefused for what the upstream may not lead to, as far as that is seen before a connection."""
+        if self._is_own(url):
+            return
+        why = target_refusal(url.raw_host or "", url.port or 0, self._base.port or 0, self.pools.reach)
+        if why is not None:
+            raise self._target_refused(verb, url, why)
+
+    def _target_refused(self, verb: str, url: URL, why: WhyRefused) -> TargetRefused:
+        # The host says what to look for; everything behind it may be a signature.
+        where = f"{(url.raw_host or '')[:_LONGEST_HOST]!r} port {url.port}"
+        return TargetRefused(f"{self.registry} {verb} {where}, where it may not lead ({why})", why)
 
     async def _error(self, call: Call, response: aiohttp.ClientResponse) -> UpstreamError:
         status = response.status
@@ -293,21 +325,25 @@ class Upstream:
 
     async def _ask_token_server(self, request: TokenRequest) -> dict[str, object]:
         """Ask for a token; no redirect is followed. Raises UpstreamRefused or UpstreamFailure."""
-        session, credential = self.pools.pool("metadata"), request.credential
+        credential, realm = request.credential, URL(request.realm)
+        self._check_target("asks for tokens of", realm)
+        session = self.pools.pool("metadata", self._is_own(realm))
         try:
             if credential is not None and credential.identity_token:
                 form = dict(request.parameters) | {
                     "grant_type": "refresh_token", "refresh_token": credential.secret, "client_id": "pullthrough",
                 }  # fmt: skip
-                sending = session.post(request.realm, data=form, allow_redirects=False, proxy=self._settings.proxy)
+                sending = session.post(realm, data=form, allow_redirects=False, proxy=self._settings.proxy)
             else:
-                url = URL(request.realm).update_query(list(request.parameters))
+                url = realm.update_query(list(request.parameters))
                 headers = {"Authorization": credential.basic} if credential is not None else {}
                 sending = session.get(url, headers=headers, allow_redirects=False, proxy=self._settings.proxy)
             async with sending as response:
                 self._tell(UpstreamAnswered(self.registry, "other", response.method, str(response.status)))
                 return await self._token_answer(response)
         except NETWORK_ERRORS as error:
+            if (zone := refused_zone(error)) is not None:
+                raise self._target_refused("asks for tokens of", realm, zone) from error
             failure = failure_of(error, self.registry)
             self._tell(UpstreamAnswered(self.registry, "other", "GET", failure.reason))
             raise UpstreamFailure(failure.reason, f"the token server of {failure}", at_token_server=True) from error

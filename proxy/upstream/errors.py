@@ -6,6 +6,8 @@ import ssl
 import aiohttp
 
 from proxy.policy.backoff import Reason
+from proxy.policy.dial import Reason as WhyRefused
+from proxy.policy.dial import Zone
 
 
 class UpstreamError(Exception):
@@ -32,6 +34,23 @@ class UpstreamInvalid(UpstreamFailure):
 
     def __init__(self, message: str) -> None:
         super().__init__("5xx", message)
+
+
+class TargetRefused(UpstreamInvalid):
+    """The upstream redirects to, or names a token realm at, what it may not lead to (`policy.dial`)."""
+
+    def __init__(self, message: str, why: WhyRefused) -> None:
+        super().__init__(message)
+        self.why = why
+
+
+class AddressRefused(OSError):
+    """No socket is made for an address of this zone. An OSError, so that a host's other addresses are tried."""
+
+    def __init__(self, zone: Zone) -> None:
+        # One text for all zones: where every address is refused, the connector raises the first of these as it is.
+        super().__init__("the address is refused")
+        self.zone = zone
 
 
 class WrongDigest(UpstreamInvalid):
@@ -66,6 +85,12 @@ class RangeRefused(UpstreamRejected):
     def __init__(self, message: str, content_range: str | None) -> None:
         super().__init__(416, message, "RANGE_INVALID")
         self.content_range = content_range
+
+
+def refused_zone(error: BaseException) -> Zone | None:
+    """The zone of the address that was refused, where that is what a network exception means."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    return cause.zone if isinstance(cause, AddressRefused) else None
 
 
 def failure_of(error: BaseException, registry: str) -> UpstreamFailure:

@@ -1,20 +1,28 @@
 """The connections to one upstream, each pool opened by its first request: one for blobs on their way into the cache,
 one for those that clients take past it, at a pace of their own, and one for everything else.
 
-Invariant: once retired, no connection is open while no request runs.
+Invariants:
+- Once retired, no connection is open while no request runs.
+- What the upstream led to (redirects, token realms) has connections apart from those to its own origin, each of them to
+  an address that `policy.dial` lets pass: it is judged when its socket is made, after every look-up, so that a name
+  cannot be another one meanwhile. Behind an HTTP proxy, where addresses are not seen, there is no such promise.
 """
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from proxy import __version__
+from proxy.policy.dial import Reach, Zone, address_refusal, strictest
 from proxy.settings import UpstreamSettings
+from proxy.upstream.errors import AddressRefused
 
 # A stream holds twice this at most while its last piece is being written.
 _READ_BUFFER = 512 * 1024
@@ -32,7 +40,11 @@ class Pools:
         self.ca = b""
         self._settings = settings
         self._context: ssl.SSLContext | None = None
-        self._open: dict[str, aiohttp.ClientSession] = {}
+        self._open: dict[tuple[Pool, bool], aiohttp.ClientSession] = {}
+        # The strictest zone that the upstream's own host was seen in; behind a proxy only an address says it.
+        self._own: Zone | None = None
+        with suppress(ValueError):
+            self._own = strictest(None, urlsplit(settings.url).hostname or "")
         self._requests = 0
 
     async def start(self) -> None:
@@ -54,13 +66,24 @@ class Pools:
             self._requests -= 1
             await self.close_if_over()
 
-    def pool(self, name: Pool) -> aiohttp.ClientSession:
-        """The pool, for a request inside of `in_use`."""
-        if (session := self._open.get(name)) is not None:
+    @property
+    def reach(self) -> Reach:
+        """How far the upstream may lead, by what is known of its own address."""
+        return Reach(self._own, self._settings.private_networks)
+
+    def pool(self, name: Pool, own: bool) -> aiohttp.ClientSession:
+        """The pool, for a request inside of `in_use`. `own`: to the upstream's own origin, not to what it led to."""
+        if (session := self._open.get((name, own))) is not None:
             return session
         assert self._context is not None  # noqa: S101 - it was started
-        session = self._open[name] = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._settings.max_connections, ssl=self._context),
+        factory = self._own_socket if own else self._foreign_socket
+        session = self._open[name, own] = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._settings.max_connections,
+                ssl=self._context,
+                # The only address that is seen behind a proxy is the proxy's.
+                socket_factory=factory if self._settings.proxy is None else None,
+            ),
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=self._settings.connect_timeout, sock_read=self._settings.read_timeout
             ),
@@ -71,6 +94,16 @@ class Pools:
             read_bufsize=_READ_BUFFER,
         )
         return session
+
+    def _own_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        self._own = strictest(self._own, address[4][0])
+        return _socket(address)
+
+    def _foreign_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        zone = address_refusal(address[4][0], self.reach)
+        if zone is not None:
+            raise AddressRefused(zone)
+        return _socket(address)
 
     async def close_if_over(self) -> None:
         """End all connections if this is retired and no request runs."""
@@ -86,6 +119,11 @@ class Pools:
     async def _close_one(self) -> None:
         _, session = self._open.popitem()
         await session.close()
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    return socket.socket(family, kind, protocol)
 
 
 def _ssl_context(ca: Path | None) -> tuple[ssl.SSLContext, bytes]:

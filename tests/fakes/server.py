@@ -26,13 +26,13 @@ class FakeServer:
     url: str = ""
     _runner: web.ServerRunner | None = None
 
-    async def start(self) -> None:
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         # A handler whose client has gone is cancelled, so that what waits at a gate waits for nobody.
         options: dict[str, Any] = {"access_log": None, "handler_cancellation": True}
         self._runner = web.ServerRunner(web.Server(self._handle, **options), shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        await web.TCPSite(self._runner, host, port).start()
+        self.url = f"http://{host}:{self._runner.addresses[0][1]}"
 
     async def stop(self) -> None:
         """Refuse connections from now on."""
