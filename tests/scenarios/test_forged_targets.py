@@ -177,9 +177,7 @@ async def test_a_port_trick(settings: MakeSettings, public: FakeRegistry, trap: 
         await refused(proxy, "port")
 
 
-@pytest.mark.parametrize(
-    ("user", "reason"), [("registry.test@", "url"), ("a:b@", "url"), ("@", "url"), ("a%40b@", "url")]
-)
+@pytest.mark.parametrize("user", ["registry.test@", "a:b@", "@", "a%40b@"])
 async def test_a_user_name_that_looks_like_a_host(
     settings: MakeSettings, public: FakeRegistry, trap: FakeStorage, user: str
 ) -> None:
