@@ -18,7 +18,7 @@ from proxy.oci.reference import Repository
 from proxy.policy.access import Principal
 from proxy.upstream.challenge import Challenge, challenge_for_client, parse_challenges, realm_allowed
 from proxy.upstream.credentials import IDENTITY_TOKEN_USER, Credential, CredentialSource, CredentialsUnavailable
-from proxy.upstream.errors import TargetRefused, UpstreamFailure, UpstreamInvalid, UpstreamRefused
+from proxy.upstream.errors import TargetRefused, UpstreamFailure, UpstreamRefused
 
 # Seconds a token lives that says nothing about it (token specification).
 _DEFAULT_LIFE = 60.0
