@@ -47,6 +47,7 @@ EVERY_EVENT: list[Event] = [
     events.FillResumed(),
     events.DigestMismatch("docker.io"),
     events.StaleServed("docker.io", "429"),
+    events.TargetWasRefused("docker.io", "loopback"),
     events.BlobEvicted("size"),
     events.LoopLag(0.25),
 ]
