@@ -4,7 +4,15 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from proxy.cache.records import KEEP_CONTENT, MemberRecord, dump_proof, load_proof, member_key, proof_key
+from proxy.cache.records import (
+    KEEP_CONTENT,
+    MemberRecord,
+    dump_proof,
+    load_proof,
+    member_key,
+    proof_key,
+    pushed_key,
+)
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal, Proof, proof_kept
@@ -53,12 +61,21 @@ class Records:
             self._trouble(error)
             return [None] * len(keys)
 
-    async def put(self, entries: Mapping[str, bytes], keep: float = KEEP_CONTENT) -> None:
-        """Store all of `entries` for `keep` seconds, if the store can."""
+    async def put(
+        self,
+        entries: Mapping[str, bytes],
+        keep: float = KEEP_CONTENT,
+        only_while: tuple[str, bytes | None] | None = None,
+    ) -> None:
+        """Store all of `entries` for `keep` seconds, if the store can; see `MetadataStore.put` for `only_while`."""
         try:
-            await self._store.put(entries, keep)
+            await self._store.put(entries, keep, only_while)
         except StorageError as error:
             self._trouble(error)
+
+    async def generation(self, repository: Repository) -> bytes | None:
+        """What changes whenever something was pushed to `repository` through here; None before the first time."""
+        return (await self.get(pushed_key(repository)))[0]
 
     async def delete(self, *keys: str) -> None:
         """Remove `keys`, if the store can."""

@@ -3,6 +3,7 @@
 Invariants:
 - All who want the same thing share one attempt; it belongs to nobody who waits.
 - Whoever has something to fall back on waits `revalidate_timeout` at most, and not at all while a circuit stands.
+- Nobody joins an attempt that began before the repository's last push through here, and no 404 from before it counts.
 - A refusal ends the principal's proof; a 404 is remembered for that principal and ends what it contradicts; a failure
   opens a circuit; every other answer closes those it was in.
 """
@@ -91,24 +92,29 @@ class Circuits:
 
 
 class Missing:
-    """404s remembered for a while, for each principal: (principal, repository, reference) → until when."""
+    """404s remembered for a while, for each principal: (principal, repository, reference) → until when.
+
+    `generation` is the repository's when the upstream was asked, or when the 404 is to count.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._until: dict[tuple[str, Repository, str], float] = {}
+        self._until: dict[tuple[str, Repository, str], tuple[float, bytes | None]] = {}
 
-    def remember(self, ask: Ask, reference: str) -> None:
+    def remember(self, ask: Ask, reference: str, generation: bytes | None) -> None:
         """The upstream has no `reference` for `ask`."""
         now = self._clock()
         if len(self._until) >= _MOST_MISSING:
-            self._until = {key: until for key, until in self._until.items() if until > now}
+            self._until = {key: entry for key, entry in self._until.items() if entry[0] > now}
         if ask.lifetimes.negative_ttl > 0 and len(self._until) < _MOST_MISSING:
-            self._until[ask.principal.key, ask.repository, reference] = now + ask.lifetimes.negative_ttl
+            key = (ask.principal.key, ask.repository, reference)
+            self._until[key] = (now + ask.lifetimes.negative_ttl, generation)
 
-    def raise_if_known(self, ask: Ask, reference: str) -> None:
+    def raise_if_known(self, ask: Ask, reference: str, generation: bytes | None) -> None:
         """Raise UpstreamMissing where the 404 still counts: never longer than for the one who asks now."""
-        until = self._until.get((ask.principal.key, ask.repository, reference), 0.0)
-        if 0 < until - self._clock() <= ask.lifetimes.negative_ttl:
+        key = (ask.principal.key, ask.repository, reference)
+        until, before = self._until.get(key, (0.0, None))
+        if before == generation and 0 < until - self._clock() <= ask.lifetimes.negative_ttl:
             raise UpstreamMissing(f"{ask.repository} has no {reference}, as asked before")
 
 
@@ -131,16 +137,17 @@ class Attempts(Generic[T]):
 
         `usable`: the caller has something to fall back on when this raises UpstreamFailure. Raises UpstreamError.
         """
-        subject = self._subject(ask, reference)
-        self._missing.raise_if_known(ask, str(reference))
+        subject, generation = self._subject(ask, reference), await self.generation(ask)
+        self._missing.raise_if_known(ask, str(reference), generation)
+        key, learning = (generation, key), self._learning(ask, reference, attempt, generation)
         circuit, now = self._circuits.failing(subject), self._clock()
         if usable and circuit is not None:
             if not circuit.is_open(now):
                 # One probe a step goes out in the background, shared and owned like any attempt.
-                self._flights.start(key, self._learning(ask, reference, attempt))
+                self._flights.start(key, learning)
             raise _left_alone(subject, circuit, now)
         self._circuits.raise_if_hopeless(subject)
-        task, joined = self._flights.start(key, self._learning(ask, reference, attempt))
+        task, joined = self._flights.start(key, learning)
         try:
             async with asyncio.timeout(ask.lifetimes.revalidate_timeout if usable else HEAD_LIMIT):
                 return await asyncio.shield(task), joined
@@ -149,17 +156,21 @@ class Attempts(Generic[T]):
             self._circuits.failed(subject, failure)
             raise failure from error
 
-    def check(self, ask: Ask, reference: str | Digest) -> None:
+    async def generation(self, ask: Ask) -> bytes | None:
+        """The generation of what is asked for, for an attempt of the caller's own."""
+        return await self._records.generation(ask.repository)
+
+    def check(self, ask: Ask, reference: str | Digest, generation: bytes | None) -> None:
         """Raise UpstreamMissing or LeftAlone where an attempt of the caller's own would be pointless."""
-        self._missing.raise_if_known(ask, str(reference))
+        self._missing.raise_if_known(ask, str(reference), generation)
         self._circuits.raise_if_hopeless(self._subject(ask, reference))
 
     def succeeded(self, ask: Ask, reference: str | Digest) -> None:
         """An attempt of the caller's own was answered."""
         self._circuits.succeeded(self._subject(ask, reference))
 
-    async def failed(self, ask: Ask, reference: str | Digest, error: UpstreamError) -> None:
-        """An attempt of the caller's own met `error`."""
+    async def failed(self, ask: Ask, reference: str | Digest, error: UpstreamError, generation: bytes | None) -> None:
+        """An attempt of the caller's own, which began in `generation`, met `error`."""
         if isinstance(error, UpstreamFailure):
             if not isinstance(error, LeftAlone):
                 self._circuits.failed(self._subject(ask, reference), error)
@@ -168,26 +179,26 @@ class Attempts(Generic[T]):
         if isinstance(error, UpstreamRefused):
             await self._rights.refuse(ask)
         elif isinstance(error, UpstreamMissing):
-            await self._gone(ask, reference)
+            await self._gone(ask, reference, generation)
 
     async def close(self) -> None:
         """End what is under way."""
         await self._flights.close()
 
-    def _learning(self, ask: Ask, reference: str | Digest, attempt: Attempt[T]) -> Attempt[T]:
+    def _learning(self, ask: Ask, reference: str | Digest, attempt: Attempt[T], generation: bytes | None) -> Attempt[T]:
         async def run() -> T:
             try:
                 result = await attempt()
             except UpstreamError as error:
-                await self.failed(ask, reference, error)
+                await self.failed(ask, reference, error, generation)
                 raise
             self.succeeded(ask, reference)
             return result
 
         return run
 
-    async def _gone(self, ask: Ask, reference: str | Digest) -> None:
-        self._missing.remember(ask, str(reference))
+    async def _gone(self, ask: Ask, reference: str | Digest, generation: bytes | None) -> None:
+        self._missing.remember(ask, str(reference), generation)
         if self._kind == "list":
             return
         (proof,) = await self._records.get(proof_key(ask.principal, ask.repository))

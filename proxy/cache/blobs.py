@@ -187,7 +187,8 @@ class Blobs:
 
         It is a proof and a membership like any other. Raises UpstreamError.
         """
-        self._attempts.check(ask, digest)
+        generation = await self._attempts.generation(ask)
+        self._attempts.check(ask, digest, generation)
         try:
             async with self._direct(ask, digest, range_header, follow) as reply:
                 size = reply.content_length if reply.status == 200 else None
@@ -195,7 +196,7 @@ class Blobs:
                 await self._rights.grant(ask, digest, "", size if size is not None else UNKNOWN_SIZE)
                 yield reply
         except UpstreamError as error:
-            await self._attempts.failed(ask, digest, error)
+            await self._attempts.failed(ask, digest, error, generation)
             raise
 
     async def damaged(self, digest: Digest) -> None:
@@ -214,12 +215,13 @@ class Blobs:
     # Fills.
 
     async def _open_filling(self, ask: Ask, digest: Digest, start: int) -> BlobAnswer:
+        generation = await self._attempts.generation(ask)
         while True:
             fill = self._fills.get(digest)
             own = fill is None or not fill.joinable
             if fill is None or own:
-                self._attempts.check(ask, digest)
-                fill = self._start_fill(ask, digest, start)
+                self._attempts.check(ask, digest, generation)
+                fill = self._start_fill(ask, digest, start, generation)
             reader = fill.join(ask)
             verdict = Verdict(CacheState.MISS if own else CacheState.JOINED, 0.0)
             try:
@@ -235,7 +237,7 @@ class Blobs:
                 raise
             return BlobAnswer(reader, verdict)
 
-    def _start_fill(self, ask: Ask, digest: Digest, start: int) -> Fill:
+    def _start_fill(self, ask: Ask, digest: Digest, start: int, generation: bytes | None) -> Fill:
         upstream = self._upstreams[ask.repository.registry]
 
         async def granted(asked: Ask, media_type: str, size: int) -> None:
@@ -246,7 +248,7 @@ class Blobs:
             if isinstance(error, WrongDigest):
                 await self._remember_wrong(ask, digest)
             if not isinstance(error, LeftBehindWrong):
-                await self._attempts.failed(ask, digest, error)
+                await self._attempts.failed(ask, digest, error, generation)
             _log.warning("fill of %s from %s failed: %s", digest, ask.repository, error)
 
         means = Means(

@@ -6,6 +6,7 @@ Invariants:
 - A tag's record changes only after the manifest it names was had, except where a HEAD asked for a tag nobody knew.
 - GET and HEAD are answered from the same record, so they agree.
 - All requests for one tag share one attempt; the attempt belongs to nobody who waits.
+- What the upstream said before a push through here is not written down after it, in whatever process.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,15 @@ from dataclasses import dataclass, replace
 from proxy.cache.ask import Ask, Clock, Records, Rights
 from proxy.cache.attempts import Attempts, Circuits, LeftAlone
 from proxy.cache.origin import Content, ManifestOrigin
-from proxy.cache.records import MemberRecord, TagRecord, manifest_key, member_key, proof_key, tag_key
+from proxy.cache.records import (
+    MemberRecord,
+    TagRecord,
+    manifest_key,
+    member_key,
+    proof_key,
+    pushed_key,
+    tag_key,
+)
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import ManifestInvalid, parse_manifest
 from proxy.oci.reference import TagOrDigest
@@ -164,6 +173,9 @@ class Manifests:
             return _Known(proof, None)
         digest = Digest.parse(record.digest)
         raw_member, body = await self._records.get(member_key(ask.repository, digest), manifest_key(digest))
+        if raw_member is None:
+            # The manifest went, by a push or by the upstream's word; which one the tag has now is not known.
+            return _Known(proof, None)
         lifetimes = ask.lifetimes
         state = freshness(record.checked, self._clock(), lifetimes.ttl_of(tag), lifetimes.stale_if_error)
         return _Known(proof, _content(digest, MemberRecord.load(raw_member), body, want_body), record, state)
@@ -177,6 +189,7 @@ class Manifests:
         return proof_counts_in_outage(known.proof, ask.principal, self._clock(), ask.lifetimes)
 
     async def _check_tag(self, ask: Ask, tag: str, want_body: bool) -> _Outcome:
+        generation = await self._records.generation(ask.repository)
         # Read again: the attempt before this one may have ended after our caller looked.
         known = await self._know_tag(ask, tag, want_body)
         record, now = known.record, self._clock()
@@ -191,7 +204,11 @@ class Manifests:
         else:
             outcome = await self._revalidate(ask, tag, record, known.content, known.freshness)
         if outcome.record is not None:
-            await self._records.put({tag_key(ask.repository, tag): outcome.record.dump()})
+            # Not where something was pushed meanwhile: the answer may be older than that.
+            await self._records.put(
+                {tag_key(ask.repository, tag): outcome.record.dump()},
+                only_while=(pushed_key(ask.repository), generation),
+            )
         return outcome
 
     async def _revalidate(self, ask: Ask, tag: str, record: TagRecord, content: Content, state: Freshness) -> _Outcome:

@@ -6,6 +6,7 @@ member/<repository>@<digest>        the upstream served this manifest or blob in
 proof/<principal>/<repository>      the upstream answered this principal for this repository
 list/<kind>/<repository>?<query>    a list of tags or of referrers
 wrong/<registry>/<digest>           when the registry last sent other bytes for this blob
+pushed/<repository>                 another value after each push through here (its generation)
 """
 
 import json
@@ -48,6 +49,10 @@ def list_key(kind: str, repository: Repository, query: str) -> str:
 
 def wrong_key(registry: str, digest: Digest) -> str:
     return f"wrong/{registry}/{digest}"
+
+
+def pushed_key(repository: Repository) -> str:
+    return f"pushed/{repository}"
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
@@ -104,13 +109,17 @@ class MemberRecord(_Record):
 
 @dataclass(frozen=True, slots=True)
 class ListRecord(_Record):
-    """A list of tags or referrers: the body as text, the query of its next page, and when it was fetched."""
+    """A list of tags or referrers: the body as text, the query of its next page, and when it was fetched.
+
+    `generation`: the repository's when the list was asked for; it counts only as long as that is the same.
+    """
 
     media_type: str
     body: str
     fetched: Time
     next_query: str | None = None
     filters_applied: str | None = None
+    generation: str = ""
 
 
 def dump_proof(proof: Proof) -> bytes:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from proxy.cache.ask import Ask, Clock, Records, Rights
 from proxy.cache.attempts import Attempts, Circuits, LeftAlone
-from proxy.cache.records import ListRecord, list_key, proof_key
+from proxy.cache.records import ListRecord, list_key, proof_key, pushed_key
 from proxy.oci.manifest import OCI_INDEX, content_type_of
 from proxy.oci.route import PAGE_KEYS
 from proxy.policy.access import proof_counts, proof_counts_in_outage
@@ -58,10 +58,16 @@ class Lists:
     async def get(self, ask: Ask, question: ListQuestion) -> tuple[ListRecord, Verdict]:
         """The list. Raises UpstreamError; a 404 is the upstream's own: an invented empty list would hide signatures."""
         key = list_key(question.kind, ask.repository, f"{question.path}?{urlencode(question.query)}")
-        raw_list, raw_proof = await self._records.get(key, proof_key(ask.principal, ask.repository))
+        raw_list, raw_proof, raw_generation = await self._records.get(
+            key, proof_key(ask.principal, ask.repository), pushed_key(ask.repository)
+        )
+        generation = (raw_generation or b"").decode()
         record, proof, now = ListRecord.load(raw_list), self._rights.proof(ask, raw_proof), self._clock()
         lifetimes = ask.lifetimes
         state = Freshness.EXPIRED
+        if record is not None and record.generation != generation:
+            # Something was pushed since.
+            record = None
         if record is not None:
             state = freshness(record.fetched, now, lifetimes.tag_ttl, lifetimes.stale_if_error)
             if state is Freshness.FRESH and proof_counts(proof, ask.principal, now, lifetimes):
@@ -69,7 +75,11 @@ class Lists:
         usable = state is not Freshness.EXPIRED and proof_counts_in_outage(proof, ask.principal, now, lifetimes)
         try:
             fetched, joined = await self._attempts.run(
-                ask, question.path, (ask.principal.key, key), lambda: self._fetch(ask, question, key), usable
+                ask,
+                question.path,
+                (ask.principal.key, key),
+                lambda: self._fetch(ask, question, key, generation),
+                usable,
             )
         except UpstreamFailure as failure:
             if record is None or not usable:
@@ -89,19 +99,19 @@ class Lists:
         detail = f"stale-{failure.reason}" if failure is not None else None
         return Verdict(state, age, ask.lifetimes.tag_ttl - age, detail, attempted=not isinstance(failure, LeftAlone))
 
-    async def _fetch(self, ask: Ask, question: ListQuestion, key: str) -> ListRecord:
+    async def _fetch(self, ask: Ask, question: ListQuestion, key: str, generation: str) -> ListRecord:
         call = Call(
             question.kind, "GET", ask.repository, ask.principal, question.path,
             headers={"Accept": f"{OCI_INDEX}, application/json"}, query=question.query,
         )  # fmt: skip
         async with self._upstreams[ask.repository.registry].request(call) as reply:
-            record = await self._record(ask, reply)
+            record = await self._record(ask, reply, generation)
         if len(record.body) <= _LARGEST_KEPT:
             await self._records.put({key: record.dump()}, ask.lifetimes.tag_ttl + ask.lifetimes.stale_if_error)
         await self._rights.prove(ask)
         return record
 
-    async def _record(self, ask: Ask, reply: Reply) -> ListRecord:
+    async def _record(self, ask: Ask, reply: Reply, generation: str) -> ListRecord:
         media_type = content_type_of(reply.headers.get("Content-Type", ""))
         if not media_type.endswith("json"):
             raise UpstreamInvalid(f"{ask.repository.registry} answered a list that is not JSON")
@@ -111,7 +121,7 @@ class Lists:
             raise UpstreamInvalid(f"{ask.repository.registry} answered a list that is not UTF-8") from error
         return ListRecord(
             media_type, body, self._clock(), next_query(reply.headers.getall("Link", [])),
-            reply.headers.get("OCI-Filters-Applied"),
+            reply.headers.get("OCI-Filters-Applied"), generation,
         )  # fmt: skip
 
 

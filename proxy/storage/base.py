@@ -26,8 +26,14 @@ class MetadataStore(Protocol):
         """The values of `keys`, in their order; None for what is absent or has ended. Raises StorageError."""
         ...
 
-    async def put(self, entries: Mapping[str, bytes], keep: float) -> None:
-        """Store all of `entries`, or none of them, for `keep` seconds at least. Raises StorageError."""
+    async def put(
+        self, entries: Mapping[str, bytes], keep: float, only_while: tuple[str, bytes | None] | None = None
+    ) -> None:
+        """Store all of `entries`, or none of them, for `keep` seconds at least. Raises StorageError.
+
+        `only_while`: a key and the value that it has to have at that moment (None: to be absent), whatever other
+        processes do; otherwise nothing is stored, which is no error.
+        """
         ...
 
     async def delete(self, *keys: str) -> None:

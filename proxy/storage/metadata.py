@@ -58,11 +58,16 @@ class DiskcacheMetadata:
         """See `MetadataStore.get`."""
         return await self._run(lambda: [self._cache.get(key) for key in keys])
 
-    async def put(self, entries: Mapping[str, bytes], keep: float) -> None:
+    async def put(
+        self, entries: Mapping[str, bytes], keep: float, only_while: tuple[str, bytes | None] | None = None
+    ) -> None:
         """See `MetadataStore.put`."""
 
         def put() -> None:
+            # Nobody else writes within a transaction, so what is read here holds until it ends.
             with self._cache.transact():
+                if only_while is not None and self._cache.get(only_while[0]) != only_while[1]:
+                    return
                 for key, value in entries.items():
                     self._cache.set(key, value, expire=keep)
 

@@ -34,7 +34,11 @@ class MemoryMetadata:
         found = [self._shelf.get(key) for key in keys]
         return [entry[0] if entry is not None and now < entry[1] else None for entry in found]
 
-    async def put(self, entries: Mapping[str, bytes], keep: float) -> None:
+    async def put(
+        self, entries: Mapping[str, bytes], keep: float, only_while: tuple[str, bytes | None] | None = None
+    ) -> None:
+        if only_while is not None and await self.get(only_while[0]) != [only_while[1]]:
+            return
         if not all(isinstance(key, str) and isinstance(value, bytes) for key, value in entries.items()):
             raise TypeError("strings to bytes")
         self._shelf.update({key: (value, time.time() + keep) for key, value in entries.items()})
