@@ -21,6 +21,7 @@ from typing import Any
 from proxy.cache.ask import Records, Rights
 from proxy.cache.attempts import Circuits
 from proxy.cache.blobs import Blobs
+from proxy.cache.changes import Changes
 from proxy.cache.manifests import Manifests
 from proxy.cache.tags import Lists
 from proxy.policy.registry import Registries
@@ -159,11 +160,12 @@ class Application:
         manifests = Manifests(upstreams, records, rights, circuits, clock, tell)
         blobs = Blobs(upstreams, store, records, rights, circuits, clock, tell, worker)
         lists = Lists(upstreams, records, rights, circuits, clock, tell)
-        for room in (manifests, blobs, lists):
+        changes = Changes(records)
+        for room in (manifests, blobs, lists, changes):
             self._stack.push_async_callback(room.close)
         return House(
             settings, Registries.of(settings.upstreams), lifetimes_table(settings), upstreams, manifests, blobs, lists,
-            directory.key, tell,
+            changes, directory.key, tell,
         )  # fmt: skip
 
     async def _started(self, settings: Settings) -> dict[str, Upstream]:

@@ -54,11 +54,15 @@ def choose_repository(registries: Registries, allowed: Collection[str] | None, a
     registry = _registry(registries, asked)
     if allowed is not None and registry not in allowed:
         raise OCIError("NAME_UNKNOWN", f"the registry {registry} is not served to this cluster")
-    first, _, rest = asked.name.partition("/")
-    name = rest if rest and registries.names.get(first) == registry else asked.name
-    if registry == _DOCKER_HUB and "/" not in name:
-        name = f"library/{name}"
-    return Repository(registry, name)
+    return Repository(registry, name_at(registries, registry, asked.name))
+
+
+def name_at(registries: Registries, registry: str, name: str) -> str:
+    """What a client calls `name`, as `registry` calls it: without the prefix that names the registry."""
+    first, _, rest = name.partition("/")
+    if rest and registries.names.get(first) == registry:
+        name = rest
+    return f"library/{name}" if registry == _DOCKER_HUB and "/" not in name else name
 
 
 def _registry(registries: Registries, asked: Asked) -> str:

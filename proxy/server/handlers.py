@@ -12,7 +12,7 @@ from aiohttp import web
 from proxy.cache.ask import Ask
 from proxy.cache.download import Uncacheable
 from proxy.oci.errors import OCIError
-from proxy.oci.route import BlobRoute, ManifestRoute, Ping, ReferrersRoute, TagsRoute, parse_route
+from proxy.oci.route import BlobRoute, ManifestRoute, Ping, PushRoute, ReferrersRoute, TagsRoute, parse_route
 from proxy.policy.access import is_empty_authorization, takes_basic
 from proxy.policy.cluster import Client, client_address, select_cluster
 from proxy.policy.registry import Asked, choose_repository
@@ -21,6 +21,7 @@ from proxy.server.body import cut, send_head, send_source
 from proxy.server.exchange import Exchange
 from proxy.server.house import House
 from proxy.server.lists import answer_list
+from proxy.server.push import forward_push
 from proxy.server.respond import BASIC_CHALLENGE, EVERY_ANSWER, error_response, oci_error, state_headers
 from proxy.server.tls import TLSConnection, certificate_names
 from proxy.settings import Address, ClusterSettings
@@ -89,7 +90,9 @@ class Handlers:
             raise OCIError("DENIED", "this client belongs to no cluster of this proxy")
         exchange.cluster = cluster
         query = request.rel_url.query
-        exchange.route = route = parse_route(request.method, request.rel_url.raw_path, query)
+        exchange.route = route = parse_route(
+            request.method, request.rel_url.raw_path, query, pushes=cluster.push == "forward"
+        )
         authorization = request.headers.get("Authorization", "")
         if isinstance(route, Ping):
             return _ping(cluster, request.secure, authorization)
@@ -101,6 +104,8 @@ class Handlers:
         principal = house.principal(cluster, repository.registry, authorization, exchange.takes_basic)
         lifetimes = house.lifetimes[cluster.name, repository.registry]
         exchange.ask = ask = Ask(repository, principal, lifetimes, cluster.name)
+        if isinstance(route, PushRoute):
+            return await forward_push(exchange, house, ask, route)
         match route:
             case ManifestRoute():
                 return await self._manifest(exchange, ask, route)

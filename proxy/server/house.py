@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from proxy.cache.blobs import Blobs
+from proxy.cache.changes import Changes
 from proxy.cache.manifests import Manifests
 from proxy.cache.tags import Lists
 from proxy.policy.access import ANONYMOUS, Principal, client_principal, is_empty_authorization, own_principal
@@ -25,6 +26,7 @@ class House:
     manifests: Manifests
     blobs: Blobs
     lists: Lists
+    changes: Changes
     key: bytes
     tell: Tell = silent
 

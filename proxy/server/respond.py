@@ -47,7 +47,8 @@ def oci_error(error: Exception, exchange: Exchange) -> OCIError:
     if isinstance(error, OCIError):
         return error
     if isinstance(error, UpstreamError):
-        exchange.state = CacheState.MISS
+        if exchange.route is None or exchange.route.kind != "push":
+            exchange.state = CacheState.MISS
         return _upstream_error(error, exchange)
     if isinstance(error, Uncacheable):
         return OCIError("UNAVAILABLE", "the proxy cannot serve this now")

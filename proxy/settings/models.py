@@ -200,7 +200,7 @@ class ClusterSettings(_Model):
     allow_plain_login: bool = False
     manifests: ManifestOverrides = ManifestOverrides()
     cache_share: Percent = 0.0
-    push: Literal["deny"] | Annotated[Literal["forward"], _not_yet("forwarding pushes is")] = "deny"
+    push: Literal["deny", "forward"] = "deny"
 
 
 class LogSettings(_Model):

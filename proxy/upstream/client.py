@@ -40,10 +40,12 @@ from proxy.upstream.errors import (
     UpstreamMissing,
     UpstreamRefused,
     UpstreamRejected,
+    error_body,
     failure_of,
     refused_zone,
 )
 from proxy.upstream.pools import Pool, Pools
+from proxy.upstream.push import Pushes
 from proxy.upstream.slots import Slots
 
 Kind = Literal["manifest", "blob", "tags", "referrers", "other"]
@@ -52,7 +54,6 @@ Kind = Literal["manifest", "blob", "tags", "referrers", "other"]
 HEAD_LIMIT = 24.0
 _MOST_REDIRECTS = 6
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_ERROR_BODY_LIMIT = 64 * 1024
 _LONGEST_HOST = 253
 # What of an upstream's settings others act upon.
 _NOT_OURS = {"default", "manifests", "cache_share"}
@@ -148,6 +149,8 @@ class Upstream:
         # Whose turn it is to take blobs from here; taken by whoever asks for one, before the request.
         self.slots = Slots(settings.max_connections)
         self.parallel = settings.parallel
+        # What changes an upstream goes another way: see there.
+        self.pushes = Pushes(registry, settings, self.pools, self._for_client, tell, clock)
         self.credential = _credential_source(registry, settings)
         self._auth = Authorizer(
             registry, settings.url, settings.token_realms, self.credential, self._ask_token_server, clock
@@ -261,6 +264,9 @@ class Upstream:
             self._tell(RateLimitSeen(self.registry, remaining))
         return response
 
+    def _for_client(self, challenges: list[str]) -> str | None:
+        return self._auth.for_client(challenges)
+
     def _is_own(self, url: URL) -> bool:
         return url.origin() == self._base.origin()
 
@@ -320,7 +326,7 @@ class Upstream:
             return UpstreamMissing(message)
         if status == 416:
             return RangeRefused(message, response.headers.get("Content-Range"))
-        code = code_in_body(await _error_body(response)) if call.method == "GET" else None
+        code = code_in_body(await error_body(response)) if call.method == "GET" else None
         return UpstreamRejected(status, message, code)
 
     async def _ask_token_server(self, request: TokenRequest) -> dict[str, object]:
@@ -357,7 +363,7 @@ class Upstream:
             reason: Literal["429", "5xx"] = "429" if response.status == 429 else "5xx"
             raise UpstreamFailure(reason, message, retry_after=wait, at_token_server=True)
         try:
-            answer = json.loads(await _error_body(response))
+            answer = json.loads(await error_body(response))
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
@@ -368,17 +374,6 @@ class Upstream:
 def _unread(stream: aiohttp.StreamReader) -> bytes:
     """What arrived before the connection broke. The stream itself raises before it hands that over, every time."""
     return b"".join(stream._buffer)[stream._buffer_offset :]
-
-
-async def _error_body(response: aiohttp.ClientResponse) -> bytes:
-    """The body of an error or a token answer, as far as it is worth reading; empty where it breaks off."""
-    body = bytearray()
-    try:
-        while len(body) < _ERROR_BODY_LIMIT and (piece := await response.content.readany()):
-            body += piece
-    except NETWORK_ERRORS:
-        return b""
-    return bytes(body)
 
 
 def _credential_source(registry: str, settings: UpstreamSettings) -> CredentialSource | None:

@@ -9,6 +9,8 @@ from proxy.policy.backoff import Reason
 from proxy.policy.dial import Reason as WhyRefused
 from proxy.policy.dial import Zone
 
+_ERROR_BODY_LIMIT = 64 * 1024
+
 
 class UpstreamError(Exception):
     """Any answer of an upstream that is not what was asked for. The message is for operators and holds no secret."""
@@ -117,3 +119,14 @@ def failure_of(error: BaseException, registry: str) -> UpstreamFailure:
 
 # ValueError: a host that cannot be encoded, a header that cannot be sent.
 NETWORK_ERRORS: tuple[type[BaseException], ...] = (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError)
+
+
+async def error_body(response: aiohttp.ClientResponse) -> bytes:
+    """The body of an error or a token answer, as far as it is worth reading; empty where it breaks off."""
+    body = bytearray()
+    try:
+        while len(body) < _ERROR_BODY_LIMIT and (piece := await response.content.readany()):
+            body += piece
+    except NETWORK_ERRORS:
+        return b""
+    return bytes(body)

@@ -1,5 +1,5 @@
 """The connections to one upstream, each pool opened by its first request: one for blobs on their way into the cache,
-one for those that clients take past it, at a pace of their own, and one for everything else.
+one for those that clients take past it, at a pace of their own, one for pushes, and one for everything else.
 
 Invariants:
 - Once retired, no connection is open while no request runs.
@@ -28,7 +28,7 @@ from proxy.upstream.errors import AddressRefused
 _READ_BUFFER = 512 * 1024
 
 
-Pool = Literal["metadata", "blobs", "passing"]
+Pool = Literal["metadata", "blobs", "passing", "push"]
 
 
 class Pools:
@@ -77,10 +77,13 @@ class Pools:
             return session
         assert self._context is not None  # noqa: S101 - it was started
         factory = self._own_socket if own else self._foreign_socket
+        # A connection that was kept may be over, and what changes the upstream is not to be sent twice to find out.
+        once = name == "push"
         session = self._open[name, own] = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=self._settings.max_connections,
                 ssl=self._context,
+                force_close=once,
                 # The only address that is seen behind a proxy is the proxy's.
                 socket_factory=factory if self._settings.proxy is None else None,
             ),
@@ -93,6 +96,8 @@ class Pools:
             headers={"User-Agent": f"pullthrough/{__version__}", "Accept-Encoding": "identity"},
             read_bufsize=_READ_BUFFER,
         )
+        # aiohttp sends PUT and DELETE again on fresh connections too, with what is left of a body that streamed.
+        session._retry_connection = not once
         return session
 
     def _own_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:

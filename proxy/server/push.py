@@ -1,0 +1,203 @@
+"""Pushes of clusters with `push: forward`: streamed to the upstream with the client's own Authorization, or none.
+
+What a client is told of its upload leads back here, by the name and the `ns` that it came by: always as a path, since
+only the client knows our host as it sees it. A push that was done is seen by whoever asks after its answer has left.
+"""
+
+import asyncio
+import contextlib
+import logging
+from typing import cast
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from proxy.cache.ask import Ask
+from proxy.cache.changes import Change, change_of
+from proxy.oci.digest import Digest
+from proxy.oci.errors import OCIError
+from proxy.oci.route import ChangeRoute, PushRoute, UploadRoute
+from proxy.policy.access import is_empty_authorization
+from proxy.policy.freshness import CacheState, Verdict
+from proxy.policy.registry import name_at
+from proxy.policy.upload import (
+    ForeignUpload,
+    UnknownUpload,
+    Uploads,
+    client_path,
+    values_in,
+    with_mount_from,
+    without_ns,
+)
+from proxy.server.exchange import Exchange
+from proxy.server.house import House
+from proxy.server.respond import state_headers
+from proxy.upstream.errors import UpstreamError, UpstreamFailure, UpstreamMissing
+from proxy.upstream.push import Push, PushMethod, PushReply
+
+_log = logging.getLogger("pullthrough.server")
+
+# Seconds in which a client has to send the next piece of a body.
+_PATIENCE = 120.0
+# What of a client's head describes its body, and what of an upstream's head means the same to the client.
+_OF_THE_BODY = ("Content-Type", "Content-Length", "Content-Range")
+_PASSED_ON = (
+    "Range", "Docker-Upload-UUID", "Docker-Content-Digest", "OCI-Chunk-Min-Length", "OCI-Chunk-Max-Length",
+    "OCI-Subject", "OCI-Tag",
+)  # fmt: skip
+
+
+class ClientBody:
+    """The body of a request, as it comes. `error`: what the client is to be told, where it ended before its end."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self.error: Exception | None = None
+        self._request = request
+        self._expects = request.headers.get("Expect", "").lower() == "100-continue"
+
+    def __aiter__(self) -> "ClientBody":
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next piece; asked for only once there is somewhere to put it."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._continue()
+                piece = await self._request.content.readany()
+        except TimeoutError:
+            self.error = OCIError("BLOB_UPLOAD_INVALID", "the body stopped coming", status=408)
+            raise
+        except ConnectionError as error:
+            self.error = error
+            raise
+        except Exception:
+            self.error = OCIError("BLOB_UPLOAD_INVALID", "the body is not what its head says")
+            raise
+        if not piece:
+            raise StopAsyncIteration
+        return piece
+
+    async def _continue(self) -> None:
+        """Let a client begin that waits to be told (RFC 9110, section 10.1.1); aiohttp's own server does not."""
+        if self._expects:
+            self._expects = False
+            writer = self._request.writer
+            await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # The answer itself has not begun.
+            writer.output_size = 0
+
+
+async def forward_push(exchange: Exchange, house: House, ask: Ask, route: PushRoute) -> web.StreamResponse:
+    """Pass a push on and answer it. Raises OCIError or UpstreamError; ConnectionError where the client left."""
+    if exchange.deadline is not None:
+        # A body takes as long as it takes: from here on it is silence that ends it.
+        exchange.deadline.reschedule(None)
+    exchange.detail = "push"
+    request, registry = exchange.request, ask.repository.registry
+    settings = house.settings.upstreams[registry]
+    uploads = Uploads(ask.repository, settings.url, (registry, *settings.aliases), house.key)
+    # An upstream is not asked to change anything by GET or DELETE with a body.
+    has_body = request.method in {"POST", "PATCH", "PUT"} and request.body_exists
+    body = ClientBody(request) if has_body else None
+    push = Push(
+        cast(PushMethod, request.method),
+        ask.repository,
+        _target(exchange, house, uploads, route),
+        {name: request.headers[name] for name in _OF_THE_BODY if body is not None and name in request.headers},
+        _authorization(request),
+        body,
+    )
+    try:
+        reply = await house.upstreams[registry].pushes.send(push)
+    except UpstreamError as error:
+        if body is not None and body.error is not None:
+            raise body.error from error
+        raise _told(error, exchange, route) from error
+    change = _change(request, ask, route, reply)
+    if change is not None:
+        await house.changes.happened(change)
+    return _answer(exchange, uploads, route, reply)
+
+
+def _authorization(request: web.BaseRequest) -> str | None:
+    header = request.headers.get("Authorization", "")
+    return None if is_empty_authorization(header) else header
+
+
+def _target(exchange: Exchange, house: House, uploads: Uploads, route: PushRoute) -> str:
+    """Path and query upstream. Raises OCIError."""
+    query = exchange.request.rel_url.raw_query_string
+    if isinstance(route, ChangeRoute):
+        query = without_ns(query)
+        path = f"{urlsplit(uploads.url).path}/v2/{uploads.repository.name}/{route.what}/{route.reference}"
+        return f"{path}?{query}" if query else path
+    if route.session:
+        try:
+            return uploads.target(route.session, query)
+        except UnknownUpload:
+            raise OCIError("BLOB_UPLOAD_UNKNOWN", "this is no upload of the repository") from None
+    query = without_ns(query)
+    for source in values_in(query, "from")[:1]:
+        query = with_mount_from(query, name_at(house.registries, uploads.repository.registry, source))
+    return f"{uploads.path}?{query}" if query else uploads.path
+
+
+def _told(error: UpstreamError, exchange: Exchange, route: PushRoute) -> UpstreamError:
+    """The error as the client is told of it."""
+    if isinstance(error, UpstreamFailure):
+        exchange.detail = ""
+        _log.warning("a push failed: %s (%s)", error, error.reason)
+    if not isinstance(error, UpstreamMissing) or error.code is not None:
+        return error
+    if isinstance(route, UploadRoute):
+        return UpstreamMissing(str(error), "BLOB_UPLOAD_UNKNOWN" if route.session else "NAME_UNKNOWN")
+    return UpstreamMissing(str(error), "BLOB_UNKNOWN" if route.what == "blobs" else "MANIFEST_UNKNOWN")
+
+
+def _change(request: web.BaseRequest, ask: Ask, route: PushRoute, reply: PushReply) -> Change | None:
+    """What the push changed; None where only an upload goes on."""
+    if isinstance(route, ChangeRoute):
+        tags = values_in(request.rel_url.raw_query_string, "tag")
+        return change_of(request.method, ask.repository, route.reference, tags)
+    return Change(ask.repository) if reply.status == 201 else None
+
+
+def _answer(exchange: Exchange, uploads: Uploads, route: PushRoute, reply: PushReply) -> web.Response:
+    headers = {name: ", ".join(reply.headers.getall(name)) for name in _PASSED_ON if name in reply.headers}
+    location = _location(exchange.request, uploads, route, reply)
+    if location is not None:
+        headers["Location"] = location
+    headers |= state_headers(exchange, Verdict(CacheState.PASS, detail="push"))
+    # An upstream's body says nothing here that its head does not.
+    return web.Response(status=reply.status, headers=headers)
+
+
+def _location(request: web.BaseRequest, uploads: Uploads, route: PushRoute, reply: PushReply) -> str | None:
+    """Where the upload goes on, or what was pushed can be pulled. Raises OCIError for uploads that cannot go on."""
+    ns = request.rel_url.query.get("ns")
+    if isinstance(route, ChangeRoute):
+        if request.method != "PUT":
+            return None
+        reference = _digest(reply.headers.get("Docker-Content-Digest")) or route.reference
+        return client_path(route.name, f"{route.what}/{reference}", "", ns)
+    if reply.status == 201:
+        query = request.rel_url.raw_query_string
+        asked = [*values_in(query, "digest"), *values_in(query, "mount")]
+        digest = _digest(asked[0]) if asked else None
+        return client_path(route.name, f"blobs/{digest}", "", ns) if digest is not None else None
+    if "Location" not in reply.headers:
+        return None
+    try:
+        session, query = uploads.for_client(reply.headers["Location"], reply.url)
+    except ForeignUpload as error:
+        registry = uploads.repository.registry
+        _log.warning("an upload to %s cannot go on: %s", uploads.repository, error)
+        message = f"{registry} keeps its uploads where this proxy does not go"
+        raise OCIError("UNSUPPORTED", message, status=502) from None
+    return client_path(route.name, f"blobs/uploads/{session}", query, ns)
+
+
+def _digest(text: str | None) -> Digest | None:
+    with contextlib.suppress(OCIError):
+        return Digest.parse(text or "")
+    return None
