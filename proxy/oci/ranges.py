@@ -56,8 +56,7 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
         return max(0, size - suffix), size
     start = int(match[1])
     last = int(match[2]) if match[2] else None
-    if last is not None and last < start:
-        return None
-    if start >= size:
+    # One that runs backwards may be ignored or rejected (RFC 9110, 14.2); the conformance suite wants the second.
+    if start >= size or (last is not None and last < start):
         raise RangeUnsatisfiable
     return start, size if last is None else min(last + 1, size)

@@ -152,3 +152,23 @@ async def test_a_waiter_that_leaves_harms_nobody(store: MetadataStore) -> None:
     await asyncio.gather(*leaving, return_exceptions=True)
     await store.put({"after": b"y"}, 60)
     assert await store.get("after") == [b"y"]
+
+
+@pytest.mark.parametrize(("before", "stored"), [(b"1", True), (b"2", False), (None, False)])
+async def test_what_is_stored_only_while_a_key_has_a_value(
+    store: MetadataStore, before: bytes | None, stored: bool
+) -> None:
+    """All of it where the key still has the value that was seen, nothing where it changed, and no error."""
+    await store.put({"guard": b"1"}, 60)
+    await store.put({"a": b"a", "b": b"b"}, 60, only_while=("guard", before))
+    assert await store.get("a", "b") == ([b"a", b"b"] if stored else [None, None])
+
+
+async def test_what_is_stored_only_while_a_key_is_absent(store: MetadataStore, clock: ManualClock) -> None:
+    """Absent is what was never there, and what has ended."""
+    await store.put({"a": b"1"}, 600, only_while=("guard", None))
+    await store.put({"guard": b"1"}, 60)
+    await store.put({"b": b"1"}, 600, only_while=("guard", None))
+    clock.advance(61)
+    await store.put({"c": b"1"}, 600, only_while=("guard", None))
+    assert await store.get("a", "b", "c") == [b"1", None, b"1"]

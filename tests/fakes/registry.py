@@ -108,12 +108,12 @@ class FakeRegistry(BlobServer):
             return self._list(request, repository)
         if kind == "referrers" and rest in self.referrers:
             return web.Response(body=self.referrers[rest], content_type="application/vnd.oci.image.index.v1+json")
-        return _error(404, "NAME_UNKNOWN")
+        return error(404, "NAME_UNKNOWN")
 
     async def _manifest(self, request: web.BaseRequest, repository: str, reference: str) -> web.StreamResponse:
         digest = self.tags.get((repository, reference), reference)
         if (repository, digest) not in self.members:
-            return _error(404, "MANIFEST_UNKNOWN")
+            return error(404, "MANIFEST_UNKNOWN")
         media_type, body = self.content[digest]
         headers = {"Content-Type": media_type, "Docker-Content-Digest": digest, "Content-Length": str(len(body))}
         if request.method == "HEAD":
@@ -123,21 +123,21 @@ class FakeRegistry(BlobServer):
 
     async def _blob(self, request: web.BaseRequest, repository: str, digest: str) -> web.StreamResponse:
         if (repository, digest) not in self.members:
-            return _error(404, "BLOB_UNKNOWN")
+            return error(404, "BLOB_UNKNOWN")
         if self.storage is not None:
             return web.Response(status=307, headers={"Location": self.storage.address(digest)})
         _, body = self.content[digest]
         headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest}
         if request.method == "HEAD":
             if not self.head_blobs:
-                return _error(401, "UNAUTHORIZED")
+                return error(401, "UNAUTHORIZED")
             return web.Response(headers=headers | {"Content-Length": str(len(body))})
         return await self.send_blob(request, digest, body, headers)
 
     def _list(self, request: web.BaseRequest, repository: str) -> web.Response:
         tags = sorted(tag for name, tag in self.tags if name == repository)
         if not tags:
-            return _error(404, "NAME_UNKNOWN")
+            return error(404, "NAME_UNKNOWN")
         query, headers = request.rel_url.query, {}
         rest = [tag for tag in tags if tag > query.get("last", "")]
         page = rest[: int(query["n"])] if "n" in query else rest
@@ -155,13 +155,13 @@ class FakeRegistry(BlobServer):
         if self.basic:
             user = _basic_user(header, self.passwords)
             allowed = user is not None and user in self.private.get(repository, set())
-            return None if allowed else _error(401, "UNAUTHORIZED", {"WWW-Authenticate": 'Basic realm="here"'})
+            return None if allowed else error(401, "UNAUTHORIZED", {"WWW-Authenticate": 'Basic realm="here"'})
         readable = self._tokens.get(header.removeprefix("Bearer "))
         if readable == repository:
             return None
         realm = self.realm or f"{self.url}/token"
         challenge = f'Bearer realm="{realm}",service="fake",scope="repository:{repository}:pull"'
-        return _error(401, "UNAUTHORIZED", {"WWW-Authenticate": challenge})
+        return error(401, "UNAUTHORIZED", {"WWW-Authenticate": challenge})
 
     def _token(self, request: web.BaseRequest) -> web.Response:
         assert self.private is not None
@@ -169,7 +169,7 @@ class FakeRegistry(BlobServer):
         header = request.headers.get("Authorization")
         user = _basic_user(header, self.passwords) if header else ""
         if user is None:
-            return _error(401, "UNAUTHORIZED")
+            return error(401, "UNAUTHORIZED")
         return web.json_response({"token": self.token(user, repository), "expires_in": self.token_life})
 
     def token(self, user: str, repository: str) -> str:
@@ -198,7 +198,8 @@ def _parse(path: str) -> tuple[str, str, str]:
     return "", "", ""
 
 
-def _error(status: int, code: str, headers: dict[str, str] | None = None) -> web.Response:
+def error(status: int, code: str, headers: dict[str, str] | None = None) -> web.Response:
+    """An error as registries answer it, with words of its own."""
     body = json.dumps({"errors": [{"code": code, "message": "the upstream's own words"}]}).encode()
     return web.Response(status=status, body=body, content_type="application/json", headers=headers)
 

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
-from proxy.oci.route import BlobRoute, ManifestRoute, Ping, ReferrersRoute, TagsRoute, parse_route
+from proxy.oci.route import (
+    BlobRoute,
+    ChangeRoute,
+    ManifestRoute,
+    Ping,
+    ReferrersRoute,
+    TagsRoute,
+    UploadRoute,
+    parse_route,
+)
 
 DIGEST = Digest.of(b"x")
 PARTS = [
@@ -27,6 +36,7 @@ PARTS = [
     str(DIGEST),
     "\0",
     "referrers",
+    "uploads",
 ]
 
 
@@ -119,13 +129,14 @@ def test_bad_paths_and_their_errors(path: str, status: int, code: str) -> None:
     st.sampled_from(["GET", "HEAD", "PUT"]),
     st.text() | st.lists(st.sampled_from(PARTS)).map(lambda parts: "/".join(["", *parts])),
     st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
+    st.booleans(),
 )  # fmt: skip
-@example("GET", "/v2/\ud800/manifests/x", {})
-@example("GET", "/v2/a/manifests/" + "%" * 900, {})
-def test_no_input_raises_anything_but_an_oci_error(method: str, path: str, query: dict[str, str]) -> None:
+@example("GET", "/v2/\ud800/manifests/x", {}, False)
+@example("GET", "/v2/a/manifests/" + "%" * 900, {}, False)
+def test_no_input_raises_anything_but_an_oci_error(method: str, path: str, query: dict[str, str], pushes: bool) -> None:
     """And what is accepted has a name of the grammar."""
     try:
-        route = parse_route(method, path, query)
+        route = parse_route(method, path, query, pushes)
     except OCIError:
         return
     name = getattr(route, "name", "a")
@@ -152,3 +163,64 @@ def test_a_405_says_what_is_allowed(method: str, path: str) -> None:
     with pytest.raises(OCIError) as caught:
         parse_route(method, path, {})
     assert method not in caught.value.headers["Allow"].split(", ")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "route"),
+    [
+        ("POST", "/v2/a/b/blobs/uploads/", UploadRoute("a/b", "")),
+        ("GET", "/v2/a/blobs/uploads/x.y~z", UploadRoute("a", "x.y~z")),
+        ("PATCH", "/v2/a/blobs/uploads/x", UploadRoute("a", "x")),
+        ("PUT", "/v2/a/blobs/uploads/x", UploadRoute("a", "x")),
+        ("DELETE", "/v2/a/blobs/uploads/x", UploadRoute("a", "x")),
+        ("PUT", "/v2/a/blobs/uploads/" + "x" * 2000, UploadRoute("a", "x" * 2000)),
+        ("POST", "/v2/a/blobs/uploads/blobs/uploads/", UploadRoute("a/blobs/uploads", "")),
+        ("PUT", "/v2/a/manifests/v1", ChangeRoute("a", "manifests", "v1")),
+        ("PUT", f"/v2/a/manifests/{DIGEST}", ChangeRoute("a", "manifests", DIGEST)),
+        ("DELETE", "/v2/a/manifests/v1", ChangeRoute("a", "manifests", "v1")),
+        ("DELETE", f"/v2/a/blobs/{DIGEST}", ChangeRoute("a", "blobs", DIGEST)),
+        ("GET", "/v2/a/manifests/v1", ManifestRoute("a", "v1")),
+        ("HEAD", f"/v2/a/blobs/{DIGEST}", BlobRoute("a", DIGEST)),
+        ("GET", "/v2/a/blobs/uploads/tags/list", TagsRoute("a/blobs/uploads")),
+    ],
+)
+def test_paths_of_pushes(method: str, path: str, route: object) -> None:
+    """Each endpoint of the push API, where it is served; pulls are what they are without it."""
+    assert parse_route(method, path, {}, pushes=True) == route
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v2/a/blobs/uploads/", "POST"),
+        ("POST", "/v2/a/blobs/uploads/x", "GET, PATCH, PUT, DELETE"),
+        ("POST", "/v2/a/manifests/v1", "GET, HEAD, PUT, DELETE"),
+        ("PUT", f"/v2/a/blobs/{DIGEST}", "GET, HEAD, DELETE"),
+        ("DELETE", "/v2/a/tags/list", "GET"),
+        ("PUT", "/v2/", "GET, HEAD"),
+        ("PUT", "/v2/_catalog", ""),
+    ],
+)
+def test_what_is_not_allowed_where_pushes_are(method: str, path: str, allowed: str) -> None:
+    """405 with what is allowed there."""
+    with pytest.raises(OCIError) as caught:
+        parse_route(method, path, {}, pushes=True)
+    assert (caught.value.status, caught.value.headers["Allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/v2/../blobs/uploads/", 400, "NAME_INVALID"),
+        ("/v2/A/blobs/uploads/x", 400, "NAME_INVALID"),
+        ("/v2/a/blobs/uploads/" + "x" * 7000, 414, "NAME_INVALID"),
+        ("/v2/a/manifests/" + "x" * 2000, 414, "NAME_INVALID"),
+        ("/v2/a/manifests/sha256:x", 400, "DIGEST_INVALID"),
+        ("/v2/a/blobs/uploads", 400, "DIGEST_INVALID"),
+    ],
+)
+def test_bad_paths_where_pushes_are(path: str, status: int, code: str) -> None:
+    """The same errors; only addresses of uploads may be longer."""
+    with pytest.raises(OCIError) as caught:
+        parse_route("PUT", path, {}, pushes=True)
+    assert (caught.value.status, caught.value.code) == (status, code)

@@ -62,7 +62,7 @@ upstreams:
   'c test': {url: 'https://c.test'}
 clusters:
   - {name: one, mode: magic, upstreams: [nowhere.test]}
-  - {name: one, match: {}, push: forward}
+  - {name: one, match: {}, push: maybe}
   - {name: '-', match: {listeners: ['0.0.0.0:9'], networks: [1.2.3.4/99]}, login: perhaps, credentials: public}
 shutdown_timeout: 1 minute
 log: {level: loud, format: xml, access: perhaps}
@@ -89,7 +89,6 @@ logs: {}
     ("document", "path"),
     [
         (UPSTREAM + "clusters: [{name: a, credentials: public}]", "clusters[0].credentials"),
-        (UPSTREAM + "clusters: [{name: a, push: forward}]", "clusters[0].push"),
     ],
 )
 def test_what_this_version_cannot_do_is_refused_by_name(load: Load, document: str, path: str) -> None:

@@ -1,0 +1,519 @@
+"""Pushes of a cluster with `push: forward`: streamed to the upstream, and seen by the next pull."""
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from tests.fakes.content import Image, digest_of, make_image, random_bytes
+from tests.fakes.proxy import Answer, Proxy, running
+from tests.fakes.pushable import PushableRegistry
+from tests.fakes.reader import Reader
+from tests.fakes.server import FakeServer, Gate
+from tests.scenarios.conftest import MakeSettings
+from tests.scenarios.fills import MIB, until
+
+ONE, TWO = make_image(1000, seed=1), make_image(1000, seed=2)
+CLUSTERS = [
+    {"name": "edge", "mode": "metadata-only", "push": "forward", "match": {"hosts": ["edge.test"]}},
+    {"name": "closed", "match": {"hosts": ["closed.test"]}},
+    {"name": "default", "push": "forward"},
+]
+REPOSITORY = "/v2/team/app"
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[PushableRegistry]:
+    """A registry that takes pushes."""
+    fake = PushableRegistry()
+    await fake.start()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture
+async def proxy(settings: MakeSettings) -> AsyncIterator[Proxy]:
+    """A proxy with clusters that may push, and one that may not."""
+    async with running(settings(clusters=CLUSTERS)) as started:
+        yield started
+
+
+async def send(proxy: Proxy, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
+    """One request with a body."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with proxy.session.request(
+        method, proxy.url + path, data=io.BytesIO(body) if body else None, headers=named, allow_redirects=False
+    ) as response:
+        assert response.reason != "the upstream's own words"
+        return Answer(response.status, response.headers, await response.read())
+
+
+def with_digest(location: str, content: bytes) -> str:
+    return f"{location}{'&' if '?' in location else '?'}digest={digest_of(content)}"
+
+
+async def push_blob(proxy: Proxy, content: bytes, repository: str = REPOSITORY, query: str = "") -> Answer:
+    begun = await send(proxy, "POST", f"{repository}/blobs/uploads/{query}")
+    assert begun.status == 202
+    return await send(proxy, "PUT", with_digest(begun.headers["Location"], content), content)
+
+
+async def push_manifest(proxy: Proxy, image: Image, reference: str, **headers: str) -> Answer:
+    path = f"{REPOSITORY}/manifests/{reference}"
+    return await send(proxy, "PUT", path, image.manifest, Content_Type=image.media_type, **headers)
+
+
+async def connect(proxy: Proxy) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    parts = urlsplit(proxy.url)
+    return await asyncio.open_connection(parts.hostname, parts.port)
+
+
+async def begin(
+    proxy: Proxy, *headers: str, method: str = "PATCH"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open an upload and send the head of a request with a body for it."""
+    location = (await send(proxy, "POST", f"{REPOSITORY}/blobs/uploads/")).headers["Location"]
+    reader, writer = await connect(proxy)
+    writer.write("\r\n".join([f"{method} {location} HTTP/1.1", "Host: x", *headers, "", ""]).encode())
+    return reader, writer
+
+
+async def status_of(reader: asyncio.StreamReader) -> int:
+    async with asyncio.timeout(10):
+        return int((await reader.readuntil(b"\r\n\r\n")).split()[1])
+
+
+@pytest.mark.parametrize("host", ["x", "edge.test"])
+@pytest.mark.parametrize(
+    ("prefix", "query"),
+    [("", ""), ("registry.test/", ""), ("", "?ns=registry.test"), ("registry.test/", "?ns=registry.test")],
+)
+async def test_an_image_is_pushed(proxy: Proxy, registry: PushableRegistry, host: str, prefix: str, query: str) -> None:
+    """Chunk by chunk, by whichever way the registry is named: addresses lead back the same way, and pulls see it."""
+    repository = f"/v2/{prefix}team/app"
+    for blob in ONE.blobs:
+        begun = await send(proxy, "POST", f"{repository}/blobs/uploads/{query}", Host=host)
+        assert begun.status == 202
+        assert begun.headers["Location"].startswith(f"{repository}/blobs/uploads/session-")
+        assert ("ns=registry.test" in begun.headers["Location"]) == bool(query)
+        assert begun.headers["OCI-Chunk-Min-Length"] == "1024"
+        first = await send(
+            proxy, "PATCH", begun.headers["Location"], blob[:50], Host=host, Content_Range="0-49",
+            Content_Type="application/octet-stream",
+        )  # fmt: skip
+        assert (first.status, first.headers["Range"]) == (202, "0-49")
+        state = await send(proxy, "GET", first.headers["Location"], Host=host)
+        assert (state.status, state.headers["Range"]) == (204, "0-49")
+        last = await send(proxy, "PUT", with_digest(state.headers["Location"], blob), blob[50:], Host=host)
+        assert (last.status, last.state) == (201, "pullthrough; fwd=bypass; detail=push")
+        pulled = await proxy.get(last.headers["Location"], Host=host)
+        assert (pulled.status, pulled.body) == (200, blob)
+    path = f"{repository}/manifests/v1{query}"
+    done = await send(proxy, "PUT", path, ONE.manifest, Host=host, Content_Type=ONE.media_type)
+    assert (done.status, done.headers["Docker-Content-Digest"]) == (201, ONE.digest)
+    assert done.headers["Location"] == f"{repository}/manifests/{ONE.digest}{query}"
+    assert (await proxy.get(path, Host=host)).body == ONE.manifest
+    assert {seen.query.count("ns=") for seen in registry.seen} == {0}
+    assert await proxy.metric('pullthrough_requests_total{cache="pass"') >= 9
+    assert await proxy.metric('pullthrough_upstream_requests_total{kind="push"') == 9
+
+
+async def test_pushes_are_denied_unless_they_are_forwarded(proxy: Proxy, registry: PushableRegistry) -> None:
+    """405 with what is allowed, and nothing reaches the upstream."""
+    for method, path, allowed in (
+        ("POST", f"{REPOSITORY}/blobs/uploads/", ""),
+        ("PUT", f"{REPOSITORY}/manifests/v1", "GET, HEAD"),
+        ("DELETE", f"{REPOSITORY}/blobs/{ONE.digest}", "GET, HEAD"),
+    ):
+        answer = await send(proxy, method, path, b"x" * 100_000, Host="closed.test")
+        assert (answer.status, answer.code, answer.headers["Allow"]) == (405, "UNSUPPORTED", allowed)
+    assert not registry.seen
+
+
+async def test_bodies_are_sent_as_they_come(proxy: Proxy, registry: PushableRegistry) -> None:
+    """The upstream has the first bytes while the last are not sent yet; chunked stays chunked, a length stays one."""
+    for header, start, end in (
+        (f"Content-Length: {2 * MIB}", b"x" * MIB, b"y" * MIB),
+        (
+            "Transfer-Encoding: chunked",
+            b"%x\r\n%b\r\n" % (MIB, b"x" * MIB),
+            b"%x\r\n%b\r\n0\r\n\r\n" % (MIB, b"y" * MIB),
+        ),
+    ):
+        reader, writer = await begin(proxy, header)
+        writer.write(start)
+        await until(lambda: MIB in map(len, registry.uploads.values()))
+        writer.write(end)
+        assert await status_of(reader) == 202
+        writer.close()
+        assert registry.seen[-1].headers.get("Content-Length") == (str(2 * MIB) if "Length" in header else None)
+        assert registry.uploads.popitem()[1] == b"x" * MIB + b"y" * MIB
+
+
+async def test_an_upstream_that_takes_nothing_holds_its_client_back(proxy: Proxy, registry: PushableRegistry) -> None:
+    """What a client may send ahead of the upstream is what sockets hold, and no blob."""
+    registry.arrived = Gate(1)
+    size = 256 * MIB
+    _, writer = await begin(proxy, f"Content-Length: {size}")
+    sent, piece = 0, bytes(MIB)
+    try:
+        while sent < size:
+            async with asyncio.timeout(1):
+                writer.write(piece)
+                await writer.drain()
+            sent += MIB
+    except TimeoutError:
+        pass
+    writer.transport.abort()
+    assert sent < 64 * MIB
+    registry.arrived.open()
+    await until(lambda: registry.broken == 1)
+
+
+async def test_a_client_that_waits_to_be_told_is_told(proxy: Proxy, registry: PushableRegistry) -> None:
+    """`Expect: 100-continue`: 100 once there is somewhere to send it to, then the answer."""
+    reader, writer = await begin(proxy, "Content-Length: 5", "Expect: 100-continue")
+    assert await status_of(reader) == 100
+    writer.write(b"12345")
+    assert await status_of(reader) == 202
+    writer.close()
+    await registry.stop()
+    reader, writer = await connect(proxy)
+    writer.write(
+        f"PUT {REPOSITORY}/manifests/v1 HTTP/1.1\r\nHost: x\r\n".encode()
+        + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+    )
+    assert await status_of(reader) == 502
+    writer.close()
+
+
+async def test_a_client_that_leaves_midway(proxy: Proxy, registry: PushableRegistry) -> None:
+    """The upstream's body breaks off too, with and without a length: nothing that is incomplete looks complete."""
+    for header, start in (
+        ("Content-Length: 100", b"x" * 50),
+        ("Transfer-Encoding: chunked", b"32\r\n%b\r\n" % (b"x" * 50)),
+    ):
+        broken = registry.broken
+        _, writer = await begin(proxy, header)
+        writer.write(start)
+        await until(lambda: 50 in map(len, registry.uploads.values()))
+        writer.close()
+        await until(lambda before=broken: registry.broken == before + 1)  # type: ignore[misc]
+        registry.uploads.clear()
+
+
+async def test_a_client_that_sends_no_more(
+    proxy: Proxy, registry: PushableRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """408 when it stops in a body, and the upstream's connection ends."""
+    monkeypatch.setattr("proxy.server.push._PATIENCE", 0.2)
+    reader, writer = await begin(proxy, "Content-Length: 100")
+    writer.write(b"x" * 50)
+    assert await status_of(reader) == 408
+    writer.close()
+    await until(lambda: registry.broken == 1)
+
+
+async def test_a_body_that_is_not_what_its_head_says(proxy: Proxy, registry: PushableRegistry) -> None:
+    """Chunks that are none: 400, or the end of the connection; never a whole upload."""
+    reader, writer = await begin(proxy, "Transfer-Encoding: chunked")
+    writer.write(b"5\r\nhello\r\n")
+    await until(lambda: 5 in map(len, registry.uploads.values()))
+    writer.write(b"zz\r\n")
+    async with asyncio.timeout(10):
+        head = await reader.read(200)
+    assert not head or int(head.split()[1]) == 400
+    writer.close()
+    await until(lambda: registry.broken == 1)
+
+
+async def test_an_upstream_that_does_not_answer(
+    proxy: Proxy, registry: PushableRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """504 when nothing comes after the last byte, and 504 when it takes none."""
+    monkeypatch.setattr("proxy.upstream.push._ANSWER_LIMIT", 0.2)
+    gate = registry.arrived = Gate(1)
+    reader, writer = await begin(proxy, "Content-Length: 5")
+    writer.write(b"12345")
+    assert await status_of(reader) == 504
+    writer.close()
+    assert (
+        await proxy.metric(
+            'pullthrough_upstream_requests_total{kind="push",method="PATCH",registry="registry.test",status="timeout"'
+        )
+        == 1
+    )
+    gate.open()
+
+
+async def test_uploads_take_longer_than_heads_may(
+    proxy: Proxy, registry: PushableRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time that a head has is not the time of a body."""
+    monkeypatch.setattr("proxy.server.handlers._HEAD_DEADLINE", 0.0)
+    reader, writer = await begin(proxy, "Content-Length: 5")
+    writer.write(b"123")
+    await until(lambda: 3 in map(len, registry.uploads.values()))
+    writer.write(b"45")
+    assert await status_of(reader) == 202
+    writer.close()
+
+
+# Whose rights.
+
+
+async def test_a_push_has_its_clients_own_rights_and_no_others(
+    settings: MakeSettings, registry: PushableRegistry, tmp_path: Path
+) -> None:
+    """The client's Authorization goes on as it is; without one the upstream's challenge comes back, and neither the
+    proxy's own credential nor a token of its own is sent."""
+    (tmp_path / "password").write_text("geheim")
+    registry.private, registry.passwords = {"team/app": {"me", "own"}}, {"me": "mine", "own": "geheim"}
+    upstream = {"credentials": {"username": "own", "password_file": str(tmp_path / "password")}}
+    clusters = [{"name": "default", "push": "forward", "credentials": True}]
+    async with running(settings(upstream, clusters=clusters)) as proxy:
+        refused = await push_manifest(proxy, ONE, "v1")
+        assert (refused.status, refused.code) == (401, "UNAUTHORIZED")
+        challenge = refused.headers["WWW-Authenticate"]
+        assert challenge.startswith(f'Bearer realm="{registry.url}/token"')
+        assert registry.count("GET", "/token") == 0
+        mine = {"Authorization": "Basic " + base64.b64encode(b"me:mine").decode()}
+        async with proxy.session.get(f"{registry.url}/token?scope=repository:team/app:push", headers=mine) as answer:
+            token = (await answer.json())["token"]
+        registry.seen.clear()
+        assert (await push_manifest(proxy, ONE, "v1", Authorization=f"Bearer {token}")).status == 201
+        assert (await push_manifest(proxy, ONE, "v1", Authorization="Bearer other")).status == 401
+    assert [seen.headers.get("Authorization") for seen in registry.seen] == [f"Bearer {token}", "Bearer other"]
+
+
+# What was pushed is seen.
+
+
+async def test_a_tag_that_moves(proxy: Proxy, registry: PushableRegistry) -> None:
+    """What was cached under the tag is not given any more, nor what the lists said."""
+    await push_manifest(proxy, ONE, "v1")
+    path, tags = f"{REPOSITORY}/manifests/v1", f"{REPOSITORY}/tags/list"
+    for image, pushed in ((ONE, "v1"), (TWO, "v1"), (ONE, "v2")):
+        assert (await push_manifest(proxy, image, pushed)).status == 201
+        found = await proxy.get(f"{REPOSITORY}/manifests/{pushed}")
+        assert (found.body, found.state) == (image.manifest, "pullthrough; fwd=miss; stored")
+        assert (await proxy.head(f"{REPOSITORY}/manifests/{pushed}")).headers["Docker-Content-Digest"] == image.digest
+        assert pushed in json.loads((await proxy.get(tags)).body)["tags"]
+    assert (await proxy.get(path)).state.startswith("pullthrough; hit")
+
+
+async def test_tags_set_by_a_push_by_digest(proxy: Proxy) -> None:
+    """`?tag=` moves tags as well."""
+    await push_manifest(proxy, ONE, "v1")
+    assert (await proxy.get(f"{REPOSITORY}/manifests/v1")).body == ONE.manifest
+    assert (await push_manifest(proxy, TWO, f"{TWO.digest}?tag=v1&tag=v2")).status == 201
+    for tag in ("v1", "v2"):
+        assert (await proxy.get(f"{REPOSITORY}/manifests/{tag}")).body == TWO.manifest
+
+
+async def test_what_was_missing_is_there_at_once(proxy: Proxy, registry: PushableRegistry) -> None:
+    """A 404 that was remembered counts only until the push."""
+    blob = ONE.blobs[1]
+    paths = [
+        f"{REPOSITORY}/manifests/v1",
+        f"{REPOSITORY}/manifests/{ONE.digest}",
+        f"{REPOSITORY}/blobs/{digest_of(blob)}",
+    ]
+    for path in paths:
+        for _ in range(2):
+            assert (await proxy.get(path)).status == 404
+        assert registry.count("GET", path) == 1
+    assert (await proxy.get(f"{REPOSITORY}/tags/list")).status == 404
+    assert (await push_blob(proxy, blob)).status == 201
+    assert (await proxy.head(paths[2])).status == 200
+    await push_manifest(proxy, ONE, "v1")
+    for path in [*paths, f"{REPOSITORY}/tags/list"]:
+        assert (await proxy.get(path)).status == 200
+
+
+async def test_a_subject_changes_the_referrers_of_another(proxy: Proxy) -> None:
+    """The list of the subject's referrers is asked for anew, and OCI-Subject goes on."""
+    await push_manifest(proxy, ONE, "v1")
+    path = f"{REPOSITORY}/referrers/{ONE.digest}"
+    assert (await proxy.get(path)).status == 404
+    for seed in (5, 6):
+        subject = {"mediaType": ONE.media_type, "digest": ONE.digest, "size": len(ONE.manifest)}
+        document = json.loads(make_image(seed, seed=seed).manifest) | {"subject": subject}
+        image = replace(ONE, manifest=json.dumps(document).encode())
+        pushed = await push_manifest(proxy, image, image.digest)
+        assert pushed.headers["OCI-Subject"] == ONE.digest
+        assert image.digest in (await proxy.get(path)).body.decode()
+
+
+async def test_what_was_deleted_is_gone_at_once(proxy: Proxy, registry: PushableRegistry) -> None:
+    """A manifest with its tags, a tag alone, a blob; what is refused stays."""
+    blob = ONE.blobs[1]
+    await push_blob(proxy, blob)
+    await push_manifest(proxy, ONE, "v1")
+    await push_manifest(proxy, TWO, "v2")
+    manifest, path = f"{REPOSITORY}/manifests/{ONE.digest}", f"{REPOSITORY}/blobs/{digest_of(blob)}"
+    for pulled in (manifest, path, f"{REPOSITORY}/manifests/v1", f"{REPOSITORY}/manifests/v2"):
+        assert (await proxy.get(pulled)).status == 200
+    await proxy.stored(1)
+    assert (await send(proxy, "DELETE", f"{REPOSITORY}/manifests/v2")).status == 202
+    assert (await proxy.get(f"{REPOSITORY}/manifests/v2")).status == 404
+    assert (await proxy.get(f"{REPOSITORY}/manifests/{TWO.digest}")).status == 200
+    assert (await send(proxy, "DELETE", manifest)).status == 202
+    for gone in (manifest, f"{REPOSITORY}/manifests/v1"):
+        assert (await proxy.get(gone)).status == 404
+    assert (await send(proxy, "DELETE", path)).status == 202
+    assert [(await proxy.get(path)).status, (await proxy.head(path)).status] == [404, 404]
+    again = await send(proxy, "DELETE", path)
+    assert (again.status, again.code) == (404, "BLOB_UNKNOWN")
+
+
+async def test_an_answer_from_before_the_push_is_not_kept(proxy: Proxy, registry: PushableRegistry) -> None:
+    """A pull that the upstream answered before a push, and that ends after it, is nobody's answer but its own."""
+    registry.push("team/app", "v1", ONE)
+    gate, path = Gate(0), f"{REPOSITORY}/manifests/v1"
+    answered = registry._manifest
+
+    async def slowly(request: web.BaseRequest, repository: str, reference: str) -> web.StreamResponse:
+        response = await answered(request, repository, reference)
+        if not gate.waiting:
+            await gate(0)
+        return response
+
+    registry._manifest = slowly  # type: ignore[method-assign]
+    before = asyncio.create_task(proxy.get(path))
+    await gate.reached.wait()
+    await push_manifest(proxy, TWO, "v1")
+    assert (await proxy.get(path)).body == TWO.manifest
+    gate.open()
+    assert (await before).body == ONE.manifest
+    found = await proxy.get(path)
+    assert (found.body, found.state) == (TWO.manifest, "pullthrough; hit; ttl=600")
+
+
+async def test_a_fill_goes_on_while_others_push(proxy: Proxy, registry: PushableRegistry) -> None:
+    """A blob on its way into the cache is not asked for again, whatever is pushed to its repository."""
+    blob = random_bytes(4 * MIB, 7)
+    path = f"{REPOSITORY}/blobs/{registry.put('team/app', 'application/octet-stream', blob)}"
+    gate = registry.pause = Gate(MIB)
+    reader = await Reader.open(proxy, path)
+    await gate.reached.wait()
+    await push_manifest(proxy, ONE, "v1")
+    assert (await push_blob(proxy, blob)).status == 201
+    gate.open()
+    assert await reader.rest() == blob
+    await proxy.stored(1)
+    assert registry.record.sent_twice(digest_of(blob)) == []
+
+
+# Addresses of uploads.
+
+
+async def test_uploads_elsewhere_at_the_upstream(proxy: Proxy, registry: PushableRegistry) -> None:
+    """Any path of the upstream's own host goes through the client and back; one that a client made up does not."""
+    registry.location = lambda name, session: f"{registry.url}{registry.elsewhere}{name}/{session}?_state=a%2Fb"
+    assert (await push_blob(proxy, b"content", "/v2/registry.test/team/app")).status == 201
+    assert registry.seen[-1].query == f"_state=a%2Fb&digest={digest_of(b'content')}"
+    reached = len(registry.seen)
+    for session in ("~bm8.AAAAAAAAAAAAAAAAAAAAAA", "~", "..%2f..%2fmanifests", "%2e%2e", "a%20b", "%00"):
+        answer = await send(proxy, "PUT", f"{REPOSITORY}/blobs/uploads/{session}?digest={ONE.digest}", b"x")
+        assert answer.status in {400, 404, 405}, session
+    assert len(registry.seen) == reached
+
+
+async def test_uploads_on_another_host_are_refused(proxy: Proxy, registry: PushableRegistry) -> None:
+    """502 that says so, and nothing is dialled, by whatever the client tries next."""
+    other = FakeServer()
+    await other.start()
+    registry.location = lambda name, session: f"{other.url}/v2/{name}/blobs/uploads/{session}"
+    answer = await send(proxy, "POST", f"{REPOSITORY}/blobs/uploads/", Authorization="Bearer geheim")
+    assert (answer.status, answer.code) == (502, "UNSUPPORTED")
+    assert "Location" not in answer.headers
+    assert not other.seen
+    await other.stop()
+
+
+async def test_a_push_is_not_redirected(proxy: Proxy, registry: PushableRegistry) -> None:
+    """A redirect is followed by nobody: 502."""
+    registry.fault = lambda request: web.Response(status=307, headers={"Location": f"{registry.url}/elsewhere"})
+    answer = await push_manifest(proxy, ONE, "v1", Authorization="Bearer geheim")
+    assert (answer.status, answer.code) == (502, "UNAVAILABLE")
+    assert "Location" not in answer.headers
+    assert len(registry.seen) == 1
+
+
+async def test_blobs_are_mounted_from_where_the_client_says(proxy: Proxy, registry: PushableRegistry) -> None:
+    """`from` is a name as the client uses it, so the registry's prefix is taken off."""
+    digest = registry.put("team/base", "application/octet-stream", b"layer")
+    query = f"?mount={digest}&from=registry.test%2Fteam%2Fbase&ns=registry.test"
+    mounted = await send(proxy, "POST", f"/v2/registry.test/team/app/blobs/uploads/{query}")
+    assert mounted.status == 201
+    assert mounted.headers["Location"] == f"/v2/registry.test/team/app/blobs/{digest}?ns=registry.test"
+    assert (await proxy.get(mounted.headers["Location"])).body == b"layer"
+    assert registry.seen[0].query == f"mount={digest}&from=team%2Fbase"
+
+
+# Errors.
+
+
+async def test_errors_keep_status_and_code(proxy: Proxy, registry: PushableRegistry) -> None:
+    """The upstream's own, in our words."""
+    begun = await send(proxy, "POST", f"{REPOSITORY}/blobs/uploads/")
+    location = begun.headers["Location"]
+    wrong = await send(proxy, "PATCH", location, b"x", Content_Range="7-7")
+    unknown = await send(proxy, "PATCH", f"{REPOSITORY}/blobs/uploads/none", b"x")
+    digest = await send(proxy, "PUT", with_digest(location, b"other"), b"x")
+    found = [(answer.status, answer.code) for answer in (wrong, unknown, digest)]
+    assert found == [(416, "BLOB_UPLOAD_INVALID"), (404, "BLOB_UPLOAD_UNKNOWN"), (400, "DIGEST_INVALID")]
+    for answer in (wrong, unknown, digest):
+        assert b"own words" not in answer.body
+        assert answer.state == "pullthrough; fwd=bypass; detail=push"
+    assert (await send(proxy, "DELETE", location)).status == 204
+
+
+@pytest.mark.parametrize(("status", "answered"), [(429, 429), (500, 502), (503, 502), (403, 403), (413, 413)])
+async def test_an_upstream_that_fails(proxy: Proxy, registry: PushableRegistry, status: int, answered: int) -> None:
+    """Answered before the body was taken, sent once, and what was cached stays cached."""
+    registry.push("team/app", "v1", ONE)
+    await proxy.get(f"{REPOSITORY}/manifests/v1")
+    registry.fault = lambda request: web.Response(status=status) if request.method == "PUT" else None
+    big = replace(TWO, manifest=TWO.manifest + b" " * MIB)
+    assert (await push_manifest(proxy, big, "v1")).status == answered
+    assert registry.count("PUT", "/manifests/") == 1
+    assert (await proxy.get(f"{REPOSITORY}/manifests/v1")).state.startswith("pullthrough; hit")
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+async def test_a_push_is_sent_once(proxy: Proxy, registry: PushableRegistry, method: str) -> None:
+    """An upstream that drops the connection is not asked a second time."""
+
+    def drop(request: web.BaseRequest) -> None:
+        assert request.transport is not None
+        request.transport.abort()
+
+    registry.fault = drop  # type: ignore[assignment]
+    answer = await send(proxy, method, f"{REPOSITORY}/manifests/v1", ONE.manifest if method == "PUT" else b"")
+    assert answer.status == 502
+    assert len(registry.seen) == 1
+
+
+async def test_a_client_that_resets_everything_leaves_no_trace(proxy: Proxy, registry: PushableRegistry) -> None:
+    """Sessions of clients that come and go hold no connection to the upstream."""
+    registry.arrived = Gate(1)
+    async with aiohttp.ClientSession() as session:
+        tasks = [
+            asyncio.create_task(session.put(f"{proxy.url}{REPOSITORY}/manifests/v{number}", data=bytes(1000)))
+            for number in range(5)
+        ]
+        await until(lambda: registry.count("PUT", "/manifests/") == 5)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await until(lambda: registry.connections == 0)
