@@ -1,4 +1,4 @@
-"""Pushes of clusters with `push: forward`: streamed to the upstream with the client's own Authorization, or none.
+"""Pushes of clusters with `push: forward`: streamed to the upstream with the client's own rights, or none.
 
 What a client is told of its upload leads back here, by the name and the `ns` that it came by: always as a path, since
 only the client knows our host as it sees it. A push that was done is seen by whoever asks after its answer has left.
@@ -17,7 +17,7 @@ from proxy.cache.changes import Change, change_of
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
 from proxy.oci.route import ChangeRoute, PushRoute, UploadRoute
-from proxy.policy.access import is_empty_authorization
+from proxy.policy.access import ANONYMOUS, Principal
 from proxy.policy.freshness import CacheState, Verdict
 from proxy.policy.registry import name_at
 from proxy.policy.upload import (
@@ -32,7 +32,7 @@ from proxy.policy.upload import (
 from proxy.server.exchange import Exchange
 from proxy.server.house import House
 from proxy.server.respond import state_headers
-from proxy.upstream.errors import UpstreamError, UpstreamFailure, UpstreamMissing
+from proxy.upstream.errors import UpstreamError, UpstreamFailure, UpstreamRejected
 from proxy.upstream.push import Push, PushMethod, PushReply
 
 _log = logging.getLogger("pullthrough.server")
@@ -103,8 +103,9 @@ async def forward_push(exchange: Exchange, house: House, ask: Ask, route: PushRo
         cast(PushMethod, request.method),
         ask.repository,
         _target(exchange, house, uploads, route),
+        _principal(ask),
+        _scopes(exchange, house, ask),
         {name: request.headers[name] for name in _OF_THE_BODY if body is not None and name in request.headers},
-        _authorization(request),
         body,
     )
     try:
@@ -119,9 +120,25 @@ async def forward_push(exchange: Exchange, house: House, ask: Ask, route: PushRo
     return _answer(exchange, uploads, route, reply)
 
 
-def _authorization(request: web.BaseRequest) -> str | None:
-    header = request.headers.get("Authorization", "")
-    return None if is_empty_authorization(header) else header
+def _principal(ask: Ask) -> Principal:
+    """The client itself: whatever the proxy's own credential may read for its cluster, it pushes nothing."""
+    return ask.principal if ask.principal.kind == "client" else ANONYMOUS
+
+
+def _scopes(exchange: Exchange, house: House, ask: Ask) -> tuple[str, ...]:
+    """What a token for this push has to allow (distribution's token authentication specification)."""
+    actions = "pull,push,delete" if exchange.request.method == "DELETE" else "pull,push"
+    mounted = _mounted_from(exchange, house, ask.repository.registry)
+    more = (f"repository:{mounted}:pull",) if mounted is not None and mounted != ask.repository.name else ()
+    return (f"repository:{ask.repository.name}:{actions}", *more)
+
+
+def _mounted_from(exchange: Exchange, house: House, registry: str) -> str | None:
+    """The repository, as the upstream names it, that a blob is to be mounted from. Raises OCIError."""
+    query = exchange.request.rel_url.raw_query_string
+    if exchange.request.method != "POST":
+        return None
+    return next((name_at(house.registries, registry, source) for source in values_in(query, "from")), None)
 
 
 def _target(exchange: Exchange, house: House, uploads: Uploads, route: PushRoute) -> str:
@@ -137,8 +154,8 @@ def _target(exchange: Exchange, house: House, uploads: Uploads, route: PushRoute
         except UnknownUpload:
             raise OCIError("BLOB_UPLOAD_UNKNOWN", "this is no upload of the repository") from None
     query = without_ns(query)
-    for source in values_in(query, "from")[:1]:
-        query = with_mount_from(query, name_at(house.registries, uploads.repository.registry, source))
+    if (mounted := _mounted_from(exchange, house, uploads.repository.registry)) is not None:
+        query = with_mount_from(query, mounted)
     return f"{uploads.path}?{query}" if query else uploads.path
 
 
@@ -147,11 +164,13 @@ def _told(error: UpstreamError, exchange: Exchange, route: PushRoute) -> Upstrea
     if isinstance(error, UpstreamFailure):
         exchange.detail = ""
         _log.warning("a push failed: %s (%s)", error, error.reason)
-    if not isinstance(error, UpstreamMissing) or error.code is not None:
+    if not isinstance(error, UpstreamRejected) or error.status != 404 or error.code is not None:
         return error
     if isinstance(route, UploadRoute):
-        return UpstreamMissing(str(error), "BLOB_UPLOAD_UNKNOWN" if route.session else "NAME_UNKNOWN")
-    return UpstreamMissing(str(error), "BLOB_UNKNOWN" if route.what == "blobs" else "MANIFEST_UNKNOWN")
+        code = "BLOB_UPLOAD_UNKNOWN" if route.session else "NAME_UNKNOWN"
+    else:
+        code = "BLOB_UNKNOWN" if route.what == "blobs" else "MANIFEST_UNKNOWN"
+    return UpstreamRejected(404, str(error), code)
 
 
 def _change(request: web.BaseRequest, ask: Ask, route: PushRoute, reply: PushReply) -> Change | None:

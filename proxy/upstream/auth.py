@@ -1,7 +1,8 @@
 """Tokens: fetched once, shared, renewed before they end (distribution's token authentication specification).
 
 Invariants:
-- A token belongs to one principal and one repository's scope; it goes to the upstream that asked for it, nowhere else.
+- A token belongs to one principal, one repository and what it is to allow there (`Scopes`); it goes to the upstream
+  that asked for it, nowhere else.
 - What a client sent itself goes to the upstream as it is, or, where the proxy asked it for user and password, to the
   upstream's realm. It is held no longer than its requests run, the token it brought no longer than that lives.
 - One request to the token server at a time for each (principal, scope); those who wait take its result.
@@ -20,6 +21,9 @@ from proxy.upstream.challenge import Challenge, challenge_for_client, parse_chal
 from proxy.upstream.credentials import IDENTITY_TOKEN_USER, Credential, CredentialSource, CredentialsUnavailable
 from proxy.upstream.errors import TargetRefused, UpstreamFailure, UpstreamRefused
 
+# What a token is asked for; empty: what the upstream's challenge says, which is enough to pull.
+Scopes = tuple[str, ...]
+
 # Seconds a token lives that says nothing about it (token specification).
 _DEFAULT_LIFE = 60.0
 # A token is renewed when less than this is left, or a tenth of its life where that is shorter.
@@ -27,6 +31,9 @@ _RENEW_BEFORE = 30.0
 # No token is believed longer than this, whatever it says of itself.
 _LONGEST_LIFE = 86400.0
 _MOST_TOKENS = 4096
+
+# Of a principal, a repository's name, and what it is asked for.
+_Key = tuple[str, str, Scopes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,29 +78,35 @@ class Authorizer:
         self._source = source
         self._token_server = token_server
         self._clock = clock
-        self._tokens: dict[tuple[str, str], Token] = {}
+        self._tokens: dict[_Key, Token] = {}
         # Whose Basic the upstream itself takes; the oldest go first.
         self._basic: dict[str, None] = {}
         # A lock lives as long as somebody holds it or waits for it.
-        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[_Key, asyncio.Lock] = WeakValueDictionary()
 
-    async def known(self, principal: Principal, repository: Repository) -> str | None:
+    async def known(self, principal: Principal, repository: Repository, scopes: Scopes = ()) -> str | None:
         """What to send without having been asked: the client's own header, a token that still lives, or Basic."""
         if _sends_its_own(principal):
             return principal.authorization
         if principal.key in self._basic:
             return (await self._credential(principal)).basic
-        token = self._tokens.get((principal.key, repository.name))
+        token = self._tokens.get((principal.key, repository.name, scopes))
         if token is None:
             return None
+        refusal = UpstreamRefused(401, "")
         try:
-            return await self._bearer_answer(token.challenge, principal, repository, None, UpstreamRefused(401, ""))
+            return await self._bearer_answer(token.challenge, principal, repository, scopes, None, refusal)
         except UpstreamRefused:
             # Refused at the token server; asked without a token, the upstream says what it wants now.
             return None
 
     async def answer(
-        self, challenges: list[str], principal: Principal, repository: Repository, sent: str | None
+        self,
+        challenges: list[str],
+        principal: Principal,
+        repository: Repository,
+        sent: str | None,
+        scopes: Scopes = (),
     ) -> str:
         """The header that answers the upstream's 401 after `sent` was sent.
 
@@ -107,16 +120,16 @@ class Authorizer:
             if challenge.scheme == "basic" and principal.kind != "anonymous":
                 return await self._basic_answer(principal, sent, refusal)
             if challenge.scheme == "bearer":
-                return await self._bearer_answer(challenge, principal, repository, sent, refusal)
+                return await self._bearer_answer(challenge, principal, repository, scopes, sent, refusal)
         raise refusal
 
     def for_client(self, challenges: list[str]) -> str | None:
         """The challenge among `challenges` that a client may be given."""
         return challenge_for_client(challenges, self._url, self._realms)
 
-    def refused(self, principal: Principal, repository: Repository) -> None:
+    def refused(self, principal: Principal, repository: Repository, scopes: Scopes = ()) -> None:
         """What was sent is not good: forget it, so that the next request starts afresh."""
-        self._tokens.pop((principal.key, repository.name), None)
+        self._tokens.pop((principal.key, repository.name, scopes), None)
         self._basic.pop(principal.key, None)
         if self._source is not None and principal.kind == "own":
             self._source.forget()
@@ -135,21 +148,27 @@ class Authorizer:
         challenge: Challenge,
         principal: Principal,
         repository: Repository,
+        scopes: Scopes,
         sent: str | None,
         refusal: UpstreamRefused,
     ) -> str:
-        key = (principal.key, repository.name)
+        key = (principal.key, repository.name, scopes)
         if (token := self._living(key)) and f"Bearer {token.value}" != sent:
             return f"Bearer {token.value}"
         async with self._locks.setdefault(key, asyncio.Lock()):
             token = self._living(key)
             if token is None or f"Bearer {token.value}" == sent:
-                token = await self._fetch(challenge, principal, repository, refusal)
+                token = await self._fetch(challenge, principal, repository, scopes, refusal)
                 self._keep(key, token)
         return f"Bearer {token.value}"
 
     async def _fetch(
-        self, challenge: Challenge, principal: Principal, repository: Repository, refusal: UpstreamRefused
+        self,
+        challenge: Challenge,
+        principal: Principal,
+        repository: Repository,
+        scopes: Scopes,
+        refusal: UpstreamRefused,
     ) -> Token:
         realm = challenge.get("realm")
         if not realm_allowed(realm, self._url, self._realms):
@@ -157,9 +176,9 @@ class Authorizer:
                 f"{self._registry} names a token realm that is neither its own host nor in its token_realms", "realm"
             )
         credential = await self._credential(principal) if principal.kind != "anonymous" else None
-        scope = challenge.get("scope") or f"repository:{repository.name}:pull"
+        asked = scopes or (challenge.get("scope") or f"repository:{repository.name}:pull",)
         service = [("service", challenge.get("service"))] if challenge.get("service") else []
-        request = TokenRequest(realm, (*service, ("scope", scope)), credential)
+        request = TokenRequest(realm, (*service, *(("scope", scope) for scope in asked)), credential)
         try:
             answer = await self._token_server(request)
         except UpstreamRefused as error:
@@ -188,11 +207,11 @@ class Authorizer:
         except CredentialsUnavailable as error:
             raise UpstreamFailure("5xx", str(error), at_token_server=True) from error
 
-    def _living(self, key: tuple[str, str]) -> Token | None:
+    def _living(self, key: _Key) -> Token | None:
         token = self._tokens.get(key)
         return token if token is not None and self._clock() < token.renew_at else None
 
-    def _keep(self, key: tuple[str, str], token: Token) -> None:
+    def _keep(self, key: _Key, token: Token) -> None:
         self._tokens[key] = token
         if len(self._tokens) > _MOST_TOKENS:
             now = self._clock()

@@ -149,12 +149,12 @@ class Upstream:
         # Whose turn it is to take blobs from here; taken by whoever asks for one, before the request.
         self.slots = Slots(settings.max_connections)
         self.parallel = settings.parallel
-        # What changes an upstream goes another way: see there.
-        self.pushes = Pushes(registry, settings, self.pools, self._for_client, tell, clock)
         self.credential = _credential_source(registry, settings)
         self._auth = Authorizer(
             registry, settings.url, settings.token_realms, self.credential, self._ask_token_server, clock
         )
+        # What changes an upstream goes another way: see there.
+        self.pushes = Pushes(registry, settings, self.pools, self._auth, tell, clock)
 
     async def start(self) -> None:
         """Get ready; no connection is opened. Raises OSError or ssl.SSLError where the `ca` file cannot be used."""
@@ -264,9 +264,6 @@ class Upstream:
             self._tell(RateLimitSeen(self.registry, remaining))
         return response
 
-    def _for_client(self, challenges: list[str]) -> str | None:
-        return self._auth.for_client(challenges)
-
     def _is_own(self, url: URL) -> bool:
         return url.origin() == self._base.origin()
 
@@ -336,7 +333,9 @@ class Upstream:
         session = self.pools.pool("metadata", self._is_own(realm))
         try:
             if credential is not None and credential.identity_token:
+                # The form has one field for all scopes (distribution's OAuth2 specification), the query one for each.
                 form = dict(request.parameters) | {
+                    "scope": " ".join(value for name, value in request.parameters if name == "scope"),
                     "grant_type": "refresh_token", "refresh_token": credential.secret, "client_id": "pullthrough",
                 }  # fmt: skip
                 sending = session.post(realm, data=form, allow_redirects=False, proxy=self._settings.proxy)

@@ -1,10 +1,12 @@
 """Pushes: what changes an upstream, sent once, with the client's own Authorization or none.
 
 Invariants:
-- The proxy's own credential and tokens never take part: a 401 goes to the client, with the upstream's challenge, so
-  that it pushes with rights of its own. Nothing is learnt from what an upstream says to a push.
+- The proxy's own credential never takes part: what the client sent goes out as it is, or, where the proxy asked it for
+  user and password, as a token of theirs (`auth`). A 401 goes to the client, which pushes with rights of its own.
+  Nothing is learnt of anybody's rights from what an upstream says to a push.
 - The upstream's own origin is all that is ever dialled: no redirect is followed, with a body or without.
-- A body is asked of its client piece by piece, as the upstream takes it, and none is sent a second time.
+- A body is asked of its client piece by piece, as the upstream takes it, and none is sent a second time. Only what has
+  none is sent again, once, with what a 401 asked for.
 - Only silence ends a push: of the upstream while there is something to take, or when it is to answer. Its client's
   silence is its body's to tell.
 """
@@ -13,6 +15,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import urlsplit
 
 import aiohttp
 from multidict import CIMultiDictProxy
@@ -20,15 +23,17 @@ from yarl import URL
 
 from proxy.oci.errors import code_in_body
 from proxy.oci.reference import Repository
+from proxy.policy.access import ANONYMOUS, Principal
 from proxy.policy.budget import retry_after
 from proxy.settings import UpstreamSettings
-from proxy.telemetry.events import Tell, UpstreamAnswered
+from proxy.telemetry.events import TargetWasRefused, Tell, UpstreamAnswered
+from proxy.upstream.auth import Authorizer, Scopes
 from proxy.upstream.errors import (
     NETWORK_ERRORS,
+    TargetRefused,
     UpstreamError,
     UpstreamFailure,
     UpstreamInvalid,
-    UpstreamMissing,
     UpstreamRefused,
     UpstreamRejected,
     error_body,
@@ -49,14 +54,16 @@ _ANSWER_LIMIT = 300.0
 class Push:
     """One request: `target` is path and query on the upstream's own origin, and is sent as it is.
 
-    `body` gives its pieces once; how long it is, where that is known, stands in `headers`.
+    `body` gives its pieces once; how long it is, where that is known, stands in `headers`. `principal` is the client,
+    or anonymous; `scopes` is what a token is asked for, should it have to be one of ours.
     """
 
     method: PushMethod
     repository: Repository
     target: str
+    principal: Principal = ANONYMOUS
+    scopes: Scopes = ()
     headers: Mapping[str, str] = field(default_factory=dict)
-    authorization: str | None = field(default=None, repr=False)
     body: AsyncIterator[bytes] | None = None
 
 
@@ -70,14 +77,14 @@ class PushReply:
 
 
 class Pushes:
-    """Sends pushes to one upstream. `for_client` gives the challenge that a client may be handed."""
+    """Sends pushes to one upstream."""
 
     def __init__(
         self,
         registry: str,
         settings: UpstreamSettings,
         pools: Pools,
-        for_client: Callable[[list[str]], str | None],
+        auth: Authorizer,
         tell: Tell,
         clock: Callable[[], float],
     ) -> None:
@@ -85,21 +92,21 @@ class Pushes:
         self._settings = settings
         self._base = URL(settings.url)
         self._pools = pools
-        self._for_client = for_client
+        self._auth = auth
         self._tell = tell
         self._clock = clock
 
     async def send(self, push: Push) -> PushReply:
         """Send `push` and give the answer. Whether it was done is not known where this raises UpstreamFailure.
 
-        Raises UpstreamRefused (401, 403), UpstreamMissing (404), UpstreamRejected (other 4xx), UpstreamFailure (no
-        connection, silence, 429, 5xx) or UpstreamInvalid (a redirect).
+        Raises UpstreamRefused (401, 403), UpstreamRejected (other 4xx, 404 among them), UpstreamFailure (no connection,
+        silence, 429, 5xx), UpstreamInvalid (a redirect) or TargetRefused (a realm that is not the upstream's).
         """
         async with self._pools.in_use():
             try:
                 async with asyncio.timeout(_ANSWER_LIMIT) as deadline:
                     body = _Watched(push.body, deadline) if push.body is not None else None
-                    response = await self._answer(push, body)
+                    response = await self._authorised(push, body)
                     try:
                         if 200 <= response.status < 300:
                             return PushReply(response.status, response.headers, str(response.url))
@@ -107,14 +114,48 @@ class Pushes:
                     finally:
                         # Whatever is left of either body: the connection is not used again.
                         response.close()
+            except TargetRefused as error:
+                self._tell(TargetWasRefused(self._registry, error.why))
+                raise
             except TimeoutError as error:
                 self._tell(UpstreamAnswered(self._registry, "push", push.method, "timeout"))
                 raise failure_of(error, self._registry) from error
 
-    async def _answer(self, push: Push, body: AsyncIterator[bytes] | None) -> aiohttp.ClientResponse:
+    async def _authorised(self, push: Push, body: AsyncIterator[bytes] | None) -> aiohttp.ClientResponse:
+        login = push.principal if push.principal.basic is not None else None
+        authorization = push.principal.authorization if login is None else await self._logged_in(push)
+        response = await self._answer(push, authorization, body)
+        if login is None or response.status != 401:
+            return response
+        if body is None and (challenges := _challenges(response)):
+            response.close()
+            answer = await self._auth.answer(challenges, login, push.repository, authorization, push.scopes)
+            response = await self._answer(push, answer, None)
+        if response.status == 401:
+            self._auth.refused(login, push.repository, push.scopes)
+        return response
+
+    async def _logged_in(self, push: Push) -> str | None:
+        """The header that user and password of its principal bring; None where the upstream asks nobody for any.
+
+        A body cannot wait for a 401, so it is the ping that is asked (distribution-spec, "Determining Support").
+        """
+        known = await self._auth.known(push.principal, push.repository, push.scopes)
+        if known is not None:
+            return known
+        path = f"{urlsplit(self._settings.url).path}/v2/"
+        ping = await self._answer(Push("GET", push.repository, path), None, None)
+        ping.close()
+        if ping.status != 401:
+            return None
+        return await self._auth.answer(_challenges(ping), push.principal, push.repository, None, push.scopes)
+
+    async def _answer(
+        self, push: Push, authorization: str | None, body: AsyncIterator[bytes] | None
+    ) -> aiohttp.ClientResponse:
         headers = dict(push.headers)
-        if push.authorization is not None:
-            headers["Authorization"] = push.authorization
+        if authorization is not None:
+            headers["Authorization"] = authorization
         url = URL(f"{self._base.origin()}{push.target}", encoded=True)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_timeout)
         try:
@@ -135,12 +176,15 @@ class Pushes:
         if status < 400:
             return UpstreamInvalid(f"{message}: a push is not redirected")
         if status in {401, 403}:
-            return UpstreamRefused(status, message, self._for_client(response.headers.getall("WWW-Authenticate", [])))
+            return UpstreamRefused(status, message, self._auth.for_client(_challenges(response)))
         wait = retry_after(response.headers.get("Retry-After"), self._clock())
         if status == 429 or status >= 500:
             return UpstreamFailure("429" if status == 429 else "5xx", message, retry_after=wait)
-        code = code_in_body(await error_body(response))
-        return UpstreamMissing(message, code) if status == 404 else UpstreamRejected(status, message, code)
+        return UpstreamRejected(status, message, code_in_body(await error_body(response)))
+
+
+def _challenges(response: aiohttp.ClientResponse) -> list[str]:
+    return response.headers.getall("WWW-Authenticate", [])
 
 
 class _Watched:

@@ -11,6 +11,9 @@ from proxy.oci.digest import Digest
 from tests.fakes.blobserver import BlobServer
 from tests.fakes.content import Image, digest_of
 
+# What a request needs besides being known; without a word it is a push.
+_ACTIONS = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}
+
 Fault = Callable[[web.BaseRequest], web.Response | None]
 
 
@@ -64,6 +67,8 @@ class FakeRegistry(BlobServer):
     realm: str = ""
     basic: bool = False
     _tokens: dict[str, str] = field(default_factory=dict)
+    # What a token allows besides pulls.
+    _actions: dict[str, set[str]] = field(default_factory=dict)
     _given: int = 0
 
     def push(self, repository: str, tag: str, image: Image) -> None:
@@ -157,7 +162,8 @@ class FakeRegistry(BlobServer):
             allowed = user is not None and user in self.private.get(repository, set())
             return None if allowed else error(401, "UNAUTHORIZED", {"WWW-Authenticate": 'Basic realm="here"'})
         readable = self._tokens.get(header.removeprefix("Bearer "))
-        if readable == repository:
+        allowed = {"pull", *self._actions.get(header.removeprefix("Bearer "), ())}
+        if readable == repository and _ACTIONS.get(request.method, "push") in allowed:
             return None
         realm = self.realm or f"{self.url}/token"
         challenge = f'Bearer realm="{realm}",service="fake",scope="repository:{repository}:pull"'
@@ -165,12 +171,14 @@ class FakeRegistry(BlobServer):
 
     def _token(self, request: web.BaseRequest) -> web.Response:
         assert self.private is not None
-        repository = request.rel_url.query["scope"].split(":")[1]
+        _, repository, actions = request.rel_url.query["scope"].split(":")
         header = request.headers.get("Authorization")
         user = _basic_user(header, self.passwords) if header else ""
         if user is None:
             return error(401, "UNAUTHORIZED")
-        return web.json_response({"token": self.token(user, repository), "expires_in": self.token_life})
+        token = self.token(user, repository)
+        self._actions[token] = set(actions.split(","))
+        return web.json_response({"token": token, "expires_in": self.token_life})
 
     def token(self, user: str, repository: str) -> str:
         """A token of `user`, nobody's for "", for `repository`; given anyway, with less access than was asked for."""

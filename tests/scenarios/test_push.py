@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
@@ -295,6 +295,80 @@ async def test_a_push_has_its_clients_own_rights_and_no_others(
     assert [seen.headers.get("Authorization") for seen in registry.seen] == [f"Bearer {token}", "Bearer other"]
 
 
+BASIC = "Basic " + base64.b64encode(b"me:mine").decode()
+PREFIXED = "/v2/registry.test/team/app"
+
+
+@pytest.fixture
+async def logged_in(settings: MakeSettings, registry: PushableRegistry) -> AsyncIterator[Proxy]:
+    """A proxy that asks clients who come by path prefix for user and password, without TLS too."""
+    registry.private, registry.passwords = {"team/app": {"me"}, "team/other": {"me"}}, {"me": "mine"}
+    async with running(settings(clusters=[{"name": "default", "push": "forward", "allow_plain_login": True}])) as one:
+        yield one
+
+
+def scopes(registry: PushableRegistry) -> list[list[str]]:
+    """What each token was asked for."""
+    return [parse_qs(seen.query)["scope"] for seen in registry.seen if seen.path == "/token"]
+
+
+async def test_user_and_password_push_by_path_prefix(logged_in: Proxy, registry: PushableRegistry) -> None:
+    """A token for pushes is got for them, once, by the upstream's own name of the repository; a body is sent once."""
+    begun = await send(logged_in, "POST", f"{PREFIXED}/blobs/uploads/", Authorization=BASIC)
+    assert (begun.status, begun.headers["Location"].startswith(f"{PREFIXED}/blobs/uploads/")) == (202, True)
+    patched = await send(logged_in, "PATCH", begun.headers["Location"], b"layer", Authorization=BASIC)
+    done = await send(logged_in, "PUT", with_digest(patched.headers["Location"], b"layer"), Authorization=BASIC)
+    path = f"{PREFIXED}/manifests/v1"
+    pushed = await send(logged_in, "PUT", path, ONE.manifest, Content_Type=ONE.media_type, Authorization=BASIC)
+    assert (done.status, pushed.status) == (201, 201)
+    assert (await logged_in.get(path, Authorization=BASIC)).body == ONE.manifest
+    assert scopes(registry) == [["repository:team/app:pull,push"], ["repository:team/app:pull"]]
+    basic = [seen.path for seen in registry.seen if seen.headers.get("Authorization", "").startswith("Basic")]
+    assert basic == ["/token", "/token"]
+    assert [registry.count(method, "/v2/team/app") for method in ("POST", "PATCH", "PUT")] == [1, 1, 2]
+
+
+async def test_mounts_and_deletes_ask_for_what_they_need(logged_in: Proxy, registry: PushableRegistry) -> None:
+    """The right to read where a blob is mounted from, by the upstream's name of it, and the right to delete."""
+    registry.put("team/other", "application/octet-stream", b"layer")
+    query = f"?mount={digest_of(b'layer')}&from=registry.test/team/other"
+    assert (await send(logged_in, "POST", f"{PREFIXED}/blobs/uploads/{query}", Authorization=BASIC)).status == 201
+    assert (
+        await send(logged_in, "DELETE", f"{PREFIXED}/blobs/{digest_of(b'layer')}", Authorization=BASIC)
+    ).status == 202
+    assert scopes(registry) == [
+        ["repository:team/app:pull,push", "repository:team/other:pull"],
+        ["repository:team/app:pull,push,delete"],
+    ]
+
+
+async def test_who_may_not_push_is_asked_for_a_password(logged_in: Proxy, registry: PushableRegistry) -> None:
+    """Nobody, a wrong password, and a token that only may pull: 401 with our own challenge, and nothing was pushed."""
+    wrong = "Basic " + base64.b64encode(b"me:guess").decode()
+    registry.private = {"team/app": set()}
+    for sent in ("", wrong, BASIC):
+        answer = await send(logged_in, "PUT", f"{PREFIXED}/manifests/v1", ONE.manifest, Authorization=sent)
+        assert (answer.status, answer.headers["WWW-Authenticate"][:6]) == (401, "Basic ")
+    assert registry.tags == {}
+
+
+async def test_an_upstream_whose_ping_asks_for_nothing(logged_in: Proxy, registry: PushableRegistry) -> None:
+    """What has no body is sent again with what its 401 asks for; what comes after it has that from the start."""
+    registry.fault = lambda request: web.Response() if request.rel_url.path == "/v2/" else None
+    begun = await send(logged_in, "POST", f"{PREFIXED}/blobs/uploads/", Authorization=BASIC)
+    done = await send(logged_in, "PUT", with_digest(begun.headers["Location"], b"layer"), b"layer", Authorization=BASIC)
+    assert (begun.status, done.status) == (202, 201)
+    assert [registry.count(method, "/v2/team/app") for method in ("POST", "PUT")] == [2, 1]
+
+
+async def test_a_realm_that_is_not_the_upstreams_gets_no_password(logged_in: Proxy, registry: PushableRegistry) -> None:
+    """A push asks no other realm than a pull would; it is 502, and counted."""
+    registry.realm = "http://localhost:1/token"
+    answer = await send(logged_in, "POST", f"{PREFIXED}/blobs/uploads/", Authorization=BASIC)
+    assert answer.status == 502
+    assert await logged_in.metric('pullthrough_upstream_refused_targets_total{reason="realm"') == 1
+
+
 # What was pushed is seen.
 
 
@@ -508,7 +582,7 @@ async def test_a_push_is_sent_once(proxy: Proxy, registry: PushableRegistry, met
         assert request.transport is not None
         request.transport.abort()
 
-    registry.fault = drop  # type: ignore[assignment]
+    registry.fault = drop
     answer = await send(proxy, method, f"{REPOSITORY}/manifests/v1", ONE.manifest if method == "PUT" else b"")
     assert answer.status == 502
     assert len(registry.seen) == 1
