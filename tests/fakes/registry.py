@@ -162,8 +162,8 @@ class FakeRegistry(BlobServer):
             allowed = user is not None and user in self.private.get(repository, set())
             return None if allowed else error(401, "UNAUTHORIZED", {"WWW-Authenticate": 'Basic realm="here"'})
         readable = self._tokens.get(header.removeprefix("Bearer "))
-        allowed = {"pull", *self._actions.get(header.removeprefix("Bearer "), ())}
-        if readable == repository and _ACTIONS.get(request.method, "push") in allowed:
+        actions = {"pull", *self._actions.get(header.removeprefix("Bearer "), ())}
+        if readable == repository and _ACTIONS.get(request.method, "push") in actions:
             return None
         realm = self.realm or f"{self.url}/token"
         challenge = f'Bearer realm="{realm}",service="fake",scope="repository:{repository}:pull"'
