@@ -140,7 +140,7 @@ async def test_a_signed_address_that_is_over_is_no_refusal(
     await other.stop()
 
 
-@pytest.mark.parametrize("header", ["bytes=5-2", "bytes=abc", "bytes=00-", "bytes=-2000000", "bytes=-99999999"])
+@pytest.mark.parametrize("header", ["bytes=abc", "bytes=00-", "bytes=-2000000", "bytes=-99999999"])
 async def test_every_body_from_zero_is_held_back(proxy: Proxy, registry: FakeRegistry, header: str) -> None:
     """However the whole blob was asked for, wrong bytes never complete."""
     digest = registry.put("team/app", "application/octet-stream", BLOB, wrong_digest(BLOB))
