@@ -59,13 +59,18 @@ def secrets(registry: FakeRegistry) -> list[str]:
 
 
 async def everything(proxy: Proxy, registry: FakeRegistry) -> None:
-    """Pull in every way in which a credential can go, and in ways that fail."""
+    """Pull and push in every way in which a credential can go, and in ways that fail."""
     alice = "Basic " + base64.b64encode(f"alice:{PASSWORDS['alice']}".encode()).decode()
     wrong = "Basic " + base64.b64encode(f"robot:{PASSWORDS['alice']}".encode()).decode()
     for header in (alice, wrong, f"Bearer {registry.token('alice', 'team/secret')}", ""):
-        for path in PATHS:
-            for prefix in ("", "registry.test/"):
-                await proxy.get(f"/v2/{prefix}team/secret/{path}", **({"Authorization": header} if header else {}))
+        sent = {"Authorization": header} if header else {}
+        for prefix in ("", "registry.test/"):
+            repository = f"/v2/{prefix}team/secret"
+            for path in PATHS:
+                await proxy.get(f"{repository}/{path}", **sent)
+            for method, path in (("POST", "blobs/uploads/"), ("PUT", "manifests/v2"), ("DELETE", "manifests/v2")):
+                async with proxy.session.request(method, f"{proxy.url}{repository}/{path}", headers=sent) as answer:
+                    assert answer.status in {401, 404, 502}
 
 
 @pytest.mark.parametrize("mode", ["transparent", "metadata-only"])
@@ -78,9 +83,13 @@ async def test_secrets_stay_where_they_belong(
     registry.push("team/secret", "v1", IMAGE)
     (tmp_path / "password").write_text(PASSWORDS["robot"])
     upstream = {"credentials": {"username": "robot", "password_file": str(tmp_path / "password")}}
-    cluster = {"name": "default", "mode": mode, "credentials": True, "login": True, "allow_plain_login": True}
+    cluster = {
+        "name": "default", "mode": mode, "push": "forward",
+        "credentials": True, "login": True, "allow_plain_login": True,
+    }  # fmt: skip
     async with running(settings(upstream, clusters=[cluster])) as proxy:
         await everything(proxy, registry)
+        assert any("pull,push" in request.query for request in registry.seen)
         given = dict(registry._tokens)
         registry.revoke_tokens()
         storage.expire()
