@@ -26,10 +26,13 @@ from proxy.cache.manifests import Manifests
 from proxy.cache.tags import Lists
 from proxy.policy.registry import Registries
 from proxy.server.admin import Admin
+from proxy.server.gate import Gate
 from proxy.server.handlers import Handlers
 from proxy.server.house import House, lifetimes_table
 from proxy.server.listener import Listener
-from proxy.settings import ConfigurationError, Settings, applicable, needs_restart
+from proxy.server.pace import paces
+from proxy.server.refusals import Refusals
+from proxy.settings import ConfigurationError, LimitSettings, Settings, applicable, needs_restart
 from proxy.storage.base import StorageError, Usage
 from proxy.storage.directory import CacheDirectory, open_directory
 from proxy.storage.disk import DiskBlobs
@@ -79,6 +82,8 @@ class Application:
         self._metrics = Metrics(cache=place is None)
         self._stack = contextlib.AsyncExitStack()
         self._draining = False
+        self._refusals = Refusals(self._tell, clock)
+        self._gate = Gate(settings.limits, settings.trusted_proxies, self._refusals)
         self._handlers: Handlers | None = None
         self._store: DiskBlobs | None = None
         self._upstreams = Upstreams()
@@ -93,7 +98,7 @@ class Application:
         """
         try:
             house = await self._house()
-            self._handlers = Handlers(house, self._tell)
+            self._handlers = Handlers(house, self._tell, self._refusals)
             lag = asyncio.create_task(watch_loop_lag(self._tell), name="loop lag")
             self._stack.push_async_callback(end_task, lag)
             await self._listen(self._handlers)
@@ -116,8 +121,9 @@ class Application:
         self._settings = settings
         self._handlers.house = replace(
             self._handlers.house, settings=settings, registries=Registries.of(settings.upstreams),
-            lifetimes=lifetimes_table(settings),
+            lifetimes=lifetimes_table(settings), paces=paces(settings.clusters, self._handlers.house.paces),
         )  # fmt: skip
+        self._gate.limits, self._gate.trusted = settings.limits, settings.trusted_proxies
         if settings.log != old.log:
             setup_logging(settings.log.level, settings.log.format, settings.log.access)
         await self._upstreams.close_retired()
@@ -165,7 +171,7 @@ class Application:
             self._stack.push_async_callback(room.close)
         return House(
             settings, Registries.of(settings.upstreams), lifetimes_table(settings), upstreams, manifests, blobs, lists,
-            changes, directory.key, tell,
+            changes, directory.key, tell, paces(settings.clusters, {}),
         )  # fmt: skip
 
     async def _started(self, settings: Settings) -> dict[str, Upstream]:
@@ -182,12 +188,14 @@ class Application:
     async def _listen(self, handlers: Handlers) -> None:
         if self._place is None:
             admin = Admin(self._metrics, self._not_ready, self._usage)
-            self.admin = Listener(self._settings.admin.address, admin.handle)
+            self.admin = Listener(self._settings.admin.address, admin.handle, admin_gate(self._refusals))
             self._stack.push_async_callback(self.admin.close)
             await self.admin.start()
         for position, listen in enumerate(self._settings.listen):
             sockets = self._place.sockets[position] if self._place is not None else ()
-            listener = Listener(listen.address, partial(handlers.handle, listen.address), sockets, listen.tls)
+            listener = Listener(
+                listen.address, partial(handlers.handle, listen.address), self._gate, sockets, listen.tls
+            )
             self._stack.push_async_callback(listener.close)
             await listener.start()
             self.listeners.append(listener)
@@ -290,6 +298,11 @@ async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         await end_task(task)
+
+
+def admin_gate(refusals: Refusals) -> Gate:
+    """The admin listener's: whatever clients do to the others, operators come in."""
+    return Gate(LimitSettings(max_connections=0, max_connections_per_client=0), (), refusals)
 
 
 def _limits(settings: Settings) -> tuple[int, int, Policy]:

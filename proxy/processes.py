@@ -11,16 +11,18 @@ import os
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from proxy.app import Application, Place, StartError, end_task, first_of, open_store, reload_at, use_threads
+from proxy.app import Application, Place, StartError, admin_gate, end_task, first_of, open_store, reload_at, use_threads
 from proxy.server.admin import Admin
 from proxy.server.control import Channel, Message
 from proxy.server.listener import Listener, ListenError
+from proxy.server.refusals import Refusals
 from proxy.server.sockets import bind_shared
 from proxy.server.supervisor import Supervisor, Task, WorkerError
-from proxy.settings import Settings
+from proxy.settings import ClusterLimitSettings, Settings
 from proxy.storage.base import StorageError, Usage
 from proxy.storage.disk import DiskBlobs
 from proxy.telemetry.events import silent
@@ -36,12 +38,30 @@ def worker_count(settings: Settings) -> int:
 
 
 def of_one(settings: Settings, workers: int) -> Settings:
-    """What one of so many workers goes by: connections to an upstream are counted for the machine."""
+    """What one of so many workers goes by: connections and the rates of clusters are counted for the machine.
+
+    Not those of one client: a few connections may all come to one worker, and none is refused below its limit.
+    """
     upstreams = {
         name: upstream.model_copy(update={"max_connections": max(1, upstream.max_connections // workers)})
         for name, upstream in settings.upstreams.items()
     }
-    return settings.model_copy(update={"upstreams": upstreams})
+    most = settings.limits.max_connections
+    limits = settings.limits.model_copy(update={"max_connections": -(-most // workers)})
+    clusters = tuple(
+        cluster.model_copy(update={"limits": _share(cluster.limits, workers)}) for cluster in settings.clusters
+    )
+    return settings.model_copy(update={"upstreams": upstreams, "limits": limits, "clusters": clusters})
+
+
+def _share(limits: ClusterLimitSettings, workers: int) -> ClusterLimitSettings:
+    rates = {
+        "requests_per_second": None if limits.requests_per_second is None else limits.requests_per_second / workers,
+        "requests_burst": None if limits.requests_burst is None else max(1, limits.requests_burst // workers),
+        "bytes_per_second": None if limits.bytes_per_second is None else max(1, limits.bytes_per_second // workers),
+        "bytes_burst": None if limits.bytes_burst is None else limits.bytes_burst // workers,
+    }
+    return limits.model_copy(update=rates)
 
 
 async def supervise(settings: Settings, reread: Callable[[], Settings]) -> None:
@@ -89,7 +109,9 @@ class _Fleet:
         await asyncio.to_thread(_empty, files)
         self._stack.push_async_callback(asyncio.to_thread, shutil.rmtree, files, True)
         metrics = SharedMetrics(files)
-        admin = Listener(self.admin, Admin(metrics, self._not_ready, self._usage).handle)
+        admin = Listener(
+            self.admin, Admin(metrics, self._not_ready, self._usage).handle, admin_gate(Refusals(silent, time.time))
+        )
         self._stack.push_async_callback(admin.close)
         await admin.start()
         self.admin = admin.address

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from proxy.processes import of_one, worker_count
 from proxy.settings import MatchSettings, Settings
 
-# A thousand nodes at once, and the file that each of them reads.
-_FILES_FOR_CLIENTS = 2048
+# A connection of a client, and the file that it reads.
+_FILES_A_CLIENT = 2
+# Where connections are not limited: a thousand nodes at once.
+_CLIENTS = 1024
 # Listeners, logs, the stores, libraries.
 _FILES_OF_ITS_OWN = 64
 # An upstream has connections for blobs and as many for all else; what comes in for a blob goes into a file and its map.
@@ -85,9 +87,13 @@ def _unseen_addresses(settings: Settings) -> Iterator[str]:
 
 def _open_files(settings: Settings) -> Iterator[str]:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    # All clients may come to one of several workers; connections to upstreams are shared out among them.
+    # Connections, of clients and to upstreams, are shared out among workers.
     share = of_one(settings, worker_count(settings))
     connections = sum(upstream.max_connections for upstream in share.upstreams.values())
-    need = _FILES_OF_ITS_OWN + _FILES_FOR_CLIENTS + _FILES_A_CONNECTION * connections
+    clients = _FILES_A_CLIENT * (share.limits.max_connections or _CLIENTS)
+    need = _FILES_OF_ITS_OWN + clients + _FILES_A_CONNECTION * connections
     if limit != resource.RLIM_INFINITY and limit < need:
-        yield f"the open-file limit is {limit}; at least {need} a process is advised (ulimit -n, LimitNOFILE=)"
+        yield (
+            f"the open-file limit is {limit}; at least {need} a process is advised (ulimit -n, LimitNOFILE=), "
+            f"or a lower limits.max_connections"
+        )

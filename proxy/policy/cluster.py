@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from proxy.oci.errors import OCIError
+from proxy.oci.reference import Repository
 from proxy.settings import Address, ClusterSettings, MatchSettings
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -64,6 +66,16 @@ def host_without_port(host: str) -> str:
 def select_cluster(clusters: Sequence[ClusterSettings], client: Client) -> ClusterSettings | None:
     """The cluster of `client`; None where none fits (the client is then refused)."""
     return next((cluster for cluster in clusters if cluster.match is None or _fits(cluster.match, client)), None)
+
+
+def check_repository(cluster: ClusterSettings, repository: Repository) -> None:
+    """Raise OCIError NAME_UNKNOWN (404) where the cluster may not have the repository; containerd then goes on.
+
+    Patterns are shell patterns of `registry/repository`, `*` also over slashes, as in `cache.keep`.
+    """
+    allowed = cluster.repositories
+    if allowed is not None and not any(fnmatchcase(str(repository), pattern) for pattern in allowed):
+        raise OCIError("NAME_UNKNOWN", "the repository is not served to this cluster")
 
 
 def _fits(match: MatchSettings, client: Client) -> bool:

@@ -3,6 +3,9 @@
 Invariants:
 - asyncio's sendfile hands everything it is given to one blocking call, so it is given at most a window; a window that
   is not in the page cache is read in by a thread first. The loop never waits for the disk.
+- A client that takes nothing for `send_timeout` is cut off, and one that takes less than `min_rate` of what comes past
+  the cache, where it holds a connection upstream. Time in which there is nothing for it, or its cluster is over its
+  rate, does not count.
 - A body that cannot be finished is cut with FIN, after everything before it was flushed: containerd resumes at the
   offset after a FIN, not after a RST.
 """
@@ -19,7 +22,9 @@ from aiohttp import web
 
 from proxy.cache.blobs import BlobSource
 from proxy.cache.download import Uncacheable
+from proxy.policy.rate import LeastRate
 from proxy.server.exchange import Exchange
+from proxy.server.refusals import Reason
 from proxy.upstream.client import Reply
 from proxy.upstream.errors import UpstreamError
 
@@ -37,8 +42,8 @@ _OF_THE_DISK = {errno.EIO, errno.ESTALE, errno.EBADMSG, errno.EUCLEAN, errno.ENO
 # What says nothing of the file that was to be read.
 _NOTHING_LEFT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _PROBE_EVERY = 128 * 1024
-# Seconds in which a client has to take what it is handed; kubelets give a pull up after five minutes without bytes.
-_PATIENCE = 120.0
+# A client's least rate is looked at whenever it was waited for so many seconds more.
+_RATE_WINDOW = 30.0
 
 
 class BodyCut(ConnectionError):
@@ -67,6 +72,8 @@ async def send_source(
     while position < stop:
         try:
             end = min(await source.ready(position, from_start=start == 0), stop, position + _WINDOW)
+            if exchange.pace is not None:
+                end = position + await exchange.pace.portion(end - position)
             if not copying and not _in_page_cache(source.file.fileno(), position, end):
                 there = min(position + _BATCH, stop, await source.ready(position, from_start=start == 0))
                 await asyncio.to_thread(_read_in, source.file.fileno(), position, there)
@@ -100,6 +107,7 @@ async def send_reply(
 
     Raises ConnectionError where the client leaves, or what was promised does not come.
     """
+    loop, least = asyncio.get_running_loop(), LeastRate(exchange.limits.min_rate, _RATE_WINDOW)
     try:
         async for piece in reply.pieces():
             if skip:
@@ -111,9 +119,14 @@ async def send_reply(
                 if most == 0:
                     return
                 continue
+            if exchange.pace is not None:
+                await exchange.pace.spend(len(piece))
+            began = loop.time()
             async with _patience(exchange):
                 await response.write(piece)
             exchange.bytes_sent += len(piece)
+            if not least.took(len(piece), loop.time() - began):
+                raise _given_up(exchange, "client-slow", "min-rate")
     except UpstreamError as error:
         raise cut(exchange, str(error)) from error
     if most:
@@ -130,14 +143,18 @@ def cut(exchange: Exchange, reason: str) -> BodyCut:
 async def _patience(exchange: Exchange) -> AsyncIterator[None]:
     """Let the client take what it is sent, for so long; one that reads nothing holds a file or a connection."""
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(exchange.limits.send_timeout):
             yield
     except TimeoutError:
-        exchange.detail = "client-stalled"
-        # What is buffered will never be read, so there is nothing to flush.
-        if (transport := exchange.request.transport) is not None:
-            transport.abort()
-        raise BodyCut("the client stopped reading") from None
+        raise _given_up(exchange, "client-stalled", "send-timeout") from None
+
+
+def _given_up(exchange: Exchange, detail: str, refusal: Reason) -> BodyCut:
+    """What ends a body whose client does not take it. What is buffered for it is not waited for."""
+    exchange.detail, exchange.refusal = detail, refusal
+    if (transport := exchange.request.transport) is not None:
+        transport.abort()
+    return BodyCut("the client takes too little")
 
 
 async def _send_file(exchange: Exchange, file: BinaryIO, start: int, stop: int) -> int | None:

@@ -1,7 +1,7 @@
 """One request and what becomes of it, as it walks from the listener to the access line."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -9,7 +9,9 @@ from proxy.cache.ask import Ask
 from proxy.oci.route import Route
 from proxy.policy.cluster import Client
 from proxy.policy.freshness import CacheState
-from proxy.settings import ClusterSettings
+from proxy.server.pace import Pace
+from proxy.server.refusals import Reason
+from proxy.settings import ClusterSettings, LimitSettings
 from proxy.telemetry.events import RequestFinished
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
@@ -25,6 +27,7 @@ class Exchange:
     request: web.BaseRequest
     client: Client
     started: float
+    limits: LimitSettings = field(default_factory=LimitSettings)
     cluster: ClusterSettings | None = None
     route: Route | None = None
     ask: Ask | None = None
@@ -35,6 +38,9 @@ class Exchange:
     head_sent: float | None = None
     deadline: asyncio.Timeout | None = None
     damaged: bool = False
+    # What paces its body, where anything does, and which limit it met.
+    pace: Pace | None = None
+    refusal: Reason | None = None
     # A refusal asks the client for user and password, whatever the upstream's own challenge is.
     takes_basic: bool = False
 

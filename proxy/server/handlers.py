@@ -14,14 +14,16 @@ from proxy.cache.download import Uncacheable
 from proxy.oci.errors import OCIError
 from proxy.oci.route import BlobRoute, ManifestRoute, Ping, PushRoute, ReferrersRoute, TagsRoute, parse_route
 from proxy.policy.access import is_empty_authorization, takes_basic
-from proxy.policy.cluster import Client, client_address, select_cluster
+from proxy.policy.cluster import Client, check_repository, client_address, select_cluster
 from proxy.policy.registry import Asked, choose_repository
 from proxy.server import passing
 from proxy.server.body import cut, send_head, send_source
+from proxy.server.connection import body_too_large
 from proxy.server.exchange import Exchange
 from proxy.server.house import House
 from proxy.server.lists import answer_list
 from proxy.server.push import forward_push
+from proxy.server.refusals import Refusals
 from proxy.server.respond import BASIC_CHALLENGE, EVERY_ANSWER, error_response, oci_error, state_headers
 from proxy.server.tls import TLSConnection, certificate_names
 from proxy.settings import Address, ClusterSettings
@@ -37,9 +39,10 @@ _BLOB_TYPE = "application/octet-stream"
 class Handlers:
     """Answers requests of the distribution API. `house` may be replaced by another one; requests keep theirs."""
 
-    def __init__(self, house: House, tell: Tell) -> None:
+    def __init__(self, house: House, tell: Tell, refusals: Refusals) -> None:
         self.house = house
         self._tell = tell
+        self._refusals = refusals
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -51,7 +54,8 @@ class Handlers:
     async def handle(self, listener: Address, request: web.BaseRequest) -> web.StreamResponse:
         """Answer `request`, which came in at `listener`; tell of it when it is over."""
         loop = asyncio.get_running_loop()
-        exchange = Exchange(request, _client(self.house, listener, request), loop.time())
+        limits = self.house.settings.limits
+        exchange = Exchange(request, _client(self.house, listener, request), loop.time(), limits)
         self._active += 1
         self._idle.clear()
         try:
@@ -60,6 +64,8 @@ class Handlers:
             self._active -= 1
             if not self._active:
                 self._idle.set()
+            if exchange.refusal is not None:
+                self._refusals.add(exchange.refusal, exchange.client.address)
             self._tell(exchange.finished(loop.time()))
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
@@ -81,6 +87,8 @@ class Handlers:
             body = getattr(response, "body", None)
             if isinstance(body, bytes) and exchange.request.method != "HEAD":
                 exchange.bytes_sent = len(body)
+                if exchange.pace is not None:
+                    exchange.pace.charge(len(body))
         return response
 
     async def _walk(self, exchange: Exchange) -> web.StreamResponse:
@@ -98,6 +106,8 @@ class Handlers:
             return _ping(cluster, request.secure, authorization)
         asked = Asked(query.get("ns"), exchange.client.host, route.name, exchange.client.server_name)
         repository = choose_repository(house.registries, cluster.upstreams, asked)
+        check_repository(cluster, repository)
+        await _check_limits(exchange, house)
         exchange.takes_basic = takes_basic(
             cluster.login, route.name != repository.name, request.secure, cluster.allow_plain_login
         )
@@ -175,6 +185,23 @@ def _ping(cluster: ClusterSettings, secure: bool, authorization: str) -> web.Res
     if takes_basic(cluster.login, False, secure, cluster.allow_plain_login) and is_empty_authorization(authorization):
         raise OCIError("UNAUTHORIZED", "this cluster logs in", headers={"WWW-Authenticate": BASIC_CHALLENGE})
     return web.Response(body=b"{}", content_type="application/json", headers=EVERY_ANSWER)
+
+
+async def _check_limits(exchange: Exchange, house: House) -> None:
+    """Wait for the request's turn in its cluster. Raises OCIError where it is too much, or one too many."""
+    limit = exchange.limits.max_body_size
+    if (exchange.request.content_length or 0) > limit:
+        exchange.refusal = "body-size"
+        raise body_too_large(limit)
+    assert exchange.cluster is not None  # noqa: S101 - chosen before the registry
+    pace = house.paces.get(exchange.cluster.name)
+    if pace is not None:
+        exchange.pace = pace.of_bodies
+        try:
+            await pace.turn()
+        except OCIError:
+            exchange.refusal = "requests-per-second"
+            raise
 
 
 async def _head_only(exchange: Exchange, headers: dict[str, str]) -> web.StreamResponse:

@@ -1,7 +1,7 @@
 """What the handlers stand on: the configuration as decisions need it, and the use cases."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from proxy.cache.blobs import Blobs
 from proxy.cache.changes import Changes
@@ -10,6 +10,7 @@ from proxy.cache.tags import Lists
 from proxy.policy.access import ANONYMOUS, Principal, client_principal, is_empty_authorization, own_principal
 from proxy.policy.freshness import Lifetimes, lifetimes_of
 from proxy.policy.registry import Registries
+from proxy.server.pace import Pace
 from proxy.settings import ClusterSettings, Settings
 from proxy.telemetry.events import Tell, silent
 from proxy.upstream.client import Upstream
@@ -29,6 +30,8 @@ class House:
     changes: Changes
     key: bytes
     tell: Tell = silent
+    # Of the clusters that have limits.
+    paces: Mapping[str, Pace] = field(default_factory=dict)
 
     def principal(self, cluster: ClusterSettings, registry: str, authorization: str, takes_basic: bool) -> Principal:
         """Whose rights a request has: the client's own, the proxy's own where the cluster may use it, or nobody's."""

@@ -3,8 +3,10 @@
 from proxy.settings.changes import applicable, needs_restart
 from proxy.settings.load import ConfigurationError, load_settings
 from proxy.settings.models import (
+    ClusterLimitSettings,
     ClusterSettings,
     CredentialSettings,
+    LimitSettings,
     ManifestOverrides,
     ManifestSettings,
     MatchSettings,
@@ -17,9 +19,11 @@ from proxy.settings.units import Address, parse_address
 
 __all__ = [
     "Address",
+    "ClusterLimitSettings",
     "ClusterSettings",
     "ConfigurationError",
     "CredentialSettings",
+    "LimitSettings",
     "ManifestOverrides",
     "ManifestSettings",
     "MatchSettings",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from proxy.settings.units import Duration, ListenAddress, Percent, Size, parse_address
 
@@ -67,7 +67,29 @@ ProxyUrl = Annotated[str, AfterValidator(_proxy_url)]
 RegistryName = Annotated[str, AfterValidator(_registry_name)]
 # Nothing at all would be read as no limit.
 Timeout = Annotated[Duration, Field(gt=0)]
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _network_text(value: object) -> object:
+    # As a number, 10 would be 0.0.0.10.
+    if isinstance(value, int | bytes):
+        raise ValueError("not a network: write 10.1.0.0/16")
+    return value
+
+
+def _plain_network(
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network,
+) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """IPv4 written as IPv6 (`::ffff:10.0.0.0/104`) is IPv4: clients' addresses are compared as such."""
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+    return network
+
+
+Network = Annotated[
+    ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network_text), AfterValidator(_plain_network)
+]
 
 
 class _Model(BaseModel):
@@ -175,6 +197,37 @@ class UpstreamSettings(_Model):
     cache_share: Percent = 0.0
 
 
+class LimitSettings(_Model):
+    """What a client may take of the proxy: sizes in bytes, times in seconds, rates in bytes a second."""
+
+    max_header_size: Annotated[Size, Field(ge=1024, le=1 << 20)] = 32 << 10
+    max_url_length: Annotated[Size, Field(ge=1024, le=1 << 20)] = 8 << 10
+    max_body_size: Annotated[Size, Field(ge=4 << 20)] = 8 << 20
+    header_timeout: Timeout = 10.0
+    idle_timeout: Timeout = 75.0
+    body_timeout: Timeout = 60.0
+    send_timeout: Timeout = 120.0
+    min_rate: Size = 4 << 10
+    max_connections: Annotated[int, Field(ge=0)] = 8192
+    max_connections_per_client: Annotated[int, Field(ge=0)] = 4096
+
+
+class ClusterLimitSettings(_Model):
+    """How much a cluster may ask for; None is no limit. A burst is what it may have at once after a pause."""
+
+    requests_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    requests_burst: Annotated[int, Field(ge=1)] | None = None
+    bytes_per_second: Annotated[Size, Field(ge=64 << 10)] | None = None
+    bytes_burst: Annotated[Size, Field(ge=64 << 10)] | None = None
+
+    @model_validator(mode="after")
+    def _bursts_of_something(self) -> Self:
+        for kind in ("requests", "bytes"):
+            if getattr(self, f"{kind}_burst") is not None and getattr(self, f"{kind}_per_second") is None:
+                raise ValueError(f"{kind}_burst belongs to {kind}_per_second")
+        return self
+
+
 class MatchSettings(_Model):
     """Who belongs to a cluster: every kind that is given must fit, one entry of a kind is enough."""
 
@@ -195,6 +248,8 @@ class ClusterSettings(_Model):
     mode: Literal["transparent", "metadata-only"] = "transparent"
     match: MatchSettings | None = None
     upstreams: tuple[RegistryName, ...] | None = None
+    repositories: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
+    limits: ClusterLimitSettings = ClusterLimitSettings()
     credentials: bool | Annotated[Literal["public"], _not_yet("`public` is")] = False
     login: bool = False
     allow_plain_login: bool = False
@@ -218,6 +273,7 @@ class Settings(_Model):
     admin: AdminSettings = AdminSettings()
     workers: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
     trusted_proxies: tuple[Network, ...] = ()
+    limits: LimitSettings = LimitSettings()
     cache: CacheSettings = CacheSettings()
     manifests: ManifestSettings = ManifestSettings()
     upstreams: Annotated[dict[RegistryName, UpstreamSettings], Field(min_length=1)]

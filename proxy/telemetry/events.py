@@ -95,6 +95,13 @@ class BlobEvicted:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientRefused:
+    """A client was over one of the limits; `reason` is which (`server.refusals`)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class LoopLag:
     """How late the event loop was, in seconds."""
 
@@ -113,6 +120,7 @@ Event = (
     | StaleServed
     | TargetWasRefused
     | BlobEvicted
+    | ClientRefused
     | LoopLag
 )
 

@@ -65,6 +65,9 @@ class Metrics:
             "reason",
         )
         self._evictions = self._counter("evictions", "Blobs removed from the cache.", "reason")
+        self._refusals = self._counter(
+            "client_refusals", "Clients that were refused something, or cut off, for a limit.", "reason"
+        )
         self._remaining = self._gauge(
             "upstream_ratelimit_remaining", "Pulls the upstream says are left.", "livemostrecent", "registry"
         )
@@ -107,6 +110,8 @@ class Metrics:
                 self._refused_targets.labels(registry, reason).inc()
             case events.BlobEvicted(reason):
                 self._evictions.labels(reason).inc()
+            case events.ClientRefused(reason):
+                self._refusals.labels(reason).inc()
             case events.LoopLag(seconds):
                 self._lag.set(seconds)
 
