@@ -57,9 +57,7 @@ def of_one(settings: Settings, workers: int) -> Settings:
 def _share(limits: ClusterLimitSettings, workers: int) -> ClusterLimitSettings:
     rates = {
         "requests_per_second": None if limits.requests_per_second is None else limits.requests_per_second / workers,
-        "requests_burst": None if limits.requests_burst is None else max(1, limits.requests_burst // workers),
         "bytes_per_second": None if limits.bytes_per_second is None else max(1, limits.bytes_per_second // workers),
-        "bytes_burst": None if limits.bytes_burst is None else limits.bytes_burst // workers,
     }
     return limits.model_copy(update=rates)
 

@@ -1,4 +1,4 @@
-"""How much, how fast: token buckets for clusters, and the least that a slow client has to take. Pure.
+"""How much, how fast: token buckets for clusters. Pure.
 
 A bucket holds what may be used at once, fills at its rate, and may be overdrawn: who overdraws it waits until it is
 covered, so that turns are in the order of asking. Whoever takes equal portions and comes back for each has an equal
@@ -46,26 +46,3 @@ class Bucket:
 
     def _wait(self) -> float:
         return max(0.0, -self._level / self.rate)
-
-
-@dataclass(slots=True)
-class LeastRate:
-    """A client has to take `rate` bytes a second, looked at whenever it was waited for `window` seconds more.
-
-    Only time counts in which there was something for it to take.
-    """
-
-    rate: float
-    window: float
-    _bytes: int = 0
-    _waited: float = 0.0
-
-    def took(self, count: int, waited: float) -> bool:
-        """It took `count` bytes after `waited` seconds; is that still fast enough?"""
-        self._bytes += count
-        self._waited += waited
-        if self._waited < self.window:
-            return True
-        enough = self._bytes >= self.rate * self._waited
-        self._bytes, self._waited = 0, 0.0
-        return enough

@@ -3,9 +3,8 @@
 Invariants:
 - asyncio's sendfile hands everything it is given to one blocking call, so it is given at most a window; a window that
   is not in the page cache is read in by a thread first. The loop never waits for the disk.
-- A client that takes nothing for `send_timeout` is cut off, and one that takes less than `min_rate` of what comes past
-  the cache, where it holds a connection upstream. Time in which there is nothing for it, or its cluster is over its
-  rate, does not count.
+- A client that does not take what it is handed within `send_timeout` is cut off. Time in which there is nothing for
+  it, or its cluster is over its rate, does not count.
 - A body that cannot be finished is cut with FIN, after everything before it was flushed: containerd resumes at the
   offset after a FIN, not after a RST.
 """
@@ -22,9 +21,7 @@ from aiohttp import web
 
 from proxy.cache.blobs import BlobSource
 from proxy.cache.download import Uncacheable
-from proxy.policy.rate import LeastRate
 from proxy.server.exchange import Exchange
-from proxy.server.refusals import Reason
 from proxy.upstream.client import Reply
 from proxy.upstream.errors import UpstreamError
 
@@ -42,8 +39,6 @@ _OF_THE_DISK = {errno.EIO, errno.ESTALE, errno.EBADMSG, errno.EUCLEAN, errno.ENO
 # What says nothing of the file that was to be read.
 _NOTHING_LEFT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _PROBE_EVERY = 128 * 1024
-# A client's least rate is looked at whenever it was waited for so many seconds more.
-_RATE_WINDOW = 30.0
 
 
 class BodyCut(ConnectionError):
@@ -107,7 +102,6 @@ async def send_reply(
 
     Raises ConnectionError where the client leaves, or what was promised does not come.
     """
-    loop, least = asyncio.get_running_loop(), LeastRate(exchange.limits.min_rate, _RATE_WINDOW)
     try:
         async for piece in reply.pieces():
             if skip:
@@ -121,12 +115,9 @@ async def send_reply(
                 continue
             if exchange.pace is not None:
                 await exchange.pace.spend(len(piece))
-            began = loop.time()
             async with _patience(exchange):
                 await response.write(piece)
             exchange.bytes_sent += len(piece)
-            if not least.took(len(piece), loop.time() - began):
-                raise _given_up(exchange, "client-slow", "min-rate")
     except UpstreamError as error:
         raise cut(exchange, str(error)) from error
     if most:
@@ -146,15 +137,11 @@ async def _patience(exchange: Exchange) -> AsyncIterator[None]:
         async with asyncio.timeout(exchange.limits.send_timeout):
             yield
     except TimeoutError:
-        raise _given_up(exchange, "client-stalled", "send-timeout") from None
-
-
-def _given_up(exchange: Exchange, detail: str, refusal: Reason) -> BodyCut:
-    """What ends a body whose client does not take it. What is buffered for it is not waited for."""
-    exchange.detail, exchange.refusal = detail, refusal
-    if (transport := exchange.request.transport) is not None:
-        transport.abort()
-    return BodyCut("the client takes too little")
+        exchange.detail, exchange.refusal = "client-stalled", "send-timeout"
+        # What is buffered will never be read, so there is nothing to flush.
+        if (transport := exchange.request.transport) is not None:
+            transport.abort()
+        raise BodyCut("the client stopped reading") from None
 
 
 async def _send_file(exchange: Exchange, file: BinaryIO, start: int, stop: int) -> int | None:

@@ -1,7 +1,7 @@
 """One request and what becomes of it, as it walks from the listener to the access line."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -27,7 +27,7 @@ class Exchange:
     request: web.BaseRequest
     client: Client
     started: float
-    limits: LimitSettings = field(default_factory=LimitSettings)
+    limits: LimitSettings
     cluster: ClusterSettings | None = None
     route: Route | None = None
     ask: Ask | None = None

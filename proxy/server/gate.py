@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from proxy.oci.errors import OCIError
 from proxy.policy.admission import Admission, Excess, counted_as
 from proxy.policy.cluster import Network, parse_ip
-from proxy.server.refusals import Refusals
+from proxy.server.refusals import Refusals, Refused
 from proxy.settings import LimitSettings
 
 # So many that are too many are told so at a time; the others are closed as they come.
@@ -37,7 +36,7 @@ class Gate:
     def __len__(self) -> int:
         return len(self._admission)
 
-    def enter(self, guest: Guest, peer: str) -> OCIError | None:
+    def enter(self, guest: Guest, peer: str) -> Refused | None:
         """May it stay? If not, what its first request is to be answered with. Raises ConnectionError: not even that."""
         limits, client = self.limits, counted_as(parse_ip(peer), self.trusted)
         admitted = self._admission.admit(
@@ -52,7 +51,7 @@ class Gate:
         if len(self._told) >= _MOST_TOLD:
             raise ConnectionError(admitted.refused)
         self._told.add(guest)
-        return _excess_error(admitted.refused)
+        return _excess(admitted.refused)
 
     def busy(self, guest: Guest) -> None:
         """A request came."""
@@ -72,9 +71,9 @@ class Gate:
         return asyncio.get_running_loop().time()
 
 
-def _excess_error(excess: Excess) -> OCIError:
+def _excess(excess: Excess) -> Refused:
     # Clients take both as a reason to go elsewhere: containerd at once after a 503, and after repeating a 429.
     wait = {"Retry-After": "1"}
     if excess == "connections":
-        return OCIError("UNAVAILABLE", "the proxy has no room for more connections at present", headers=wait)
-    return OCIError("TOOMANYREQUESTS", "too many connections from this address", headers=wait)
+        return Refused(excess, "UNAVAILABLE", "the proxy has no room for more connections at present", headers=wait)
+    return Refused(excess, "TOOMANYREQUESTS", "too many connections from this address", headers=wait)

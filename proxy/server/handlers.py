@@ -5,6 +5,7 @@ Each step either adds to the exchange or raises; `respond` turns what was raised
 
 import asyncio
 import logging
+from itertools import chain
 from typing import assert_never
 
 from aiohttp import web
@@ -18,15 +19,15 @@ from proxy.policy.cluster import Client, check_repository, client_address, selec
 from proxy.policy.registry import Asked, choose_repository
 from proxy.server import passing
 from proxy.server.body import cut, send_head, send_source
-from proxy.server.connection import body_too_large
 from proxy.server.exchange import Exchange
 from proxy.server.house import House
 from proxy.server.lists import answer_list
+from proxy.server.pace import Pace
 from proxy.server.push import forward_push
-from proxy.server.refusals import Refusals
+from proxy.server.refusals import Refusals, Refused, header_too_large
 from proxy.server.respond import BASIC_CHALLENGE, EVERY_ANSWER, error_response, oci_error, state_headers
 from proxy.server.tls import TLSConnection, certificate_names
-from proxy.settings import Address, ClusterSettings
+from proxy.settings import Address, ClusterSettings, LimitSettings
 from proxy.telemetry.events import Tell
 
 _log = logging.getLogger("pullthrough.server")
@@ -80,6 +81,8 @@ class Handlers:
                 # There is one answer to a request, and this one has begun.
                 _log.error("a body for %s failed", exchange.client.address, exc_info=error)
                 raise cut(exchange, "the answer failed after its head") from error
+            if isinstance(error, Refused):
+                exchange.refusal = error.reason
             response = error_response(oci_error(error, exchange), exchange)
         if not response.prepared:
             exchange.status = response.status
@@ -93,6 +96,7 @@ class Handlers:
 
     async def _walk(self, exchange: Exchange) -> web.StreamResponse:
         request, house = exchange.request, self.house
+        _check_sizes(request, exchange.limits)
         cluster = select_cluster(house.settings.clusters, exchange.client)
         if cluster is None:
             raise OCIError("DENIED", "this client belongs to no cluster of this proxy")
@@ -107,7 +111,8 @@ class Handlers:
         asked = Asked(query.get("ns"), exchange.client.host, route.name, exchange.client.server_name)
         repository = choose_repository(house.registries, cluster.upstreams, asked)
         check_repository(cluster, repository)
-        await _check_limits(exchange, house)
+        if house.paces:
+            await _take_turn(exchange, house.paces.get(cluster.name))
         exchange.takes_basic = takes_basic(
             cluster.login, route.name != repository.name, request.secure, cluster.allow_plain_login
         )
@@ -187,21 +192,20 @@ def _ping(cluster: ClusterSettings, secure: bool, authorization: str) -> web.Res
     return web.Response(body=b"{}", content_type="application/json", headers=EVERY_ANSWER)
 
 
-async def _check_limits(exchange: Exchange, house: House) -> None:
-    """Wait for the request's turn in its cluster. Raises OCIError where it is too much, or one too many."""
-    limit = exchange.limits.max_body_size
-    if (exchange.request.content_length or 0) > limit:
-        exchange.refusal = "body-size"
-        raise body_too_large(limit)
-    assert exchange.cluster is not None  # noqa: S101 - chosen before the registry
-    pace = house.paces.get(exchange.cluster.name)
+def _check_sizes(request: web.BaseRequest, limits: LimitSettings) -> None:
+    """Raise Refused where the head is too large, or announces too large a body. aiohttp looks at single headers."""
+    if sum(map(len, chain.from_iterable(request.raw_headers))) > limits.max_header_size:
+        raise header_too_large(limits.max_header_size)
+    if (request.content_length or 0) > limits.max_body_size:
+        message = f"the body of the request is longer than {limits.max_body_size} bytes"
+        raise Refused("body-size", "SIZE_INVALID", message, status=413)
+
+
+async def _take_turn(exchange: Exchange, pace: Pace | None) -> None:
+    """Wait for the request's turn in its cluster. Raises Refused where that would take too long."""
     if pace is not None:
         exchange.pace = pace.of_bodies
-        try:
-            await pace.turn()
-        except OCIError:
-            exchange.refusal = "requests-per-second"
-            raise
+        await pace.turn()
 
 
 async def _head_only(exchange: Exchange, headers: dict[str, str]) -> web.StreamResponse:

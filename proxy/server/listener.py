@@ -15,8 +15,6 @@ from proxy.settings import Address, TLSSettings
 
 _CUT_AFTER = 0.2
 _BACKLOG = 1024
-# What a TLS connection keeps of what its client does not take: asyncio's own limit of 512 KiB is much for a thousand.
-_TLS_BUFFER = 64 * 1024
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 

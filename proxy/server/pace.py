@@ -13,13 +13,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Self
 
-from proxy.oci.errors import OCIError
 from proxy.policy.rate import Bucket
+from proxy.server.refusals import Refused
 from proxy.settings import ClusterLimitSettings, ClusterSettings
 
 # Seconds that a request waits at most: a head has to leave within 25.
 _LONGEST_WAIT = 5.0
-# Seconds' worth of requests that may come at once where nothing else is said: a node that starts asks for all at once.
+# Seconds' worth that may be had at once after a pause: a node that starts asks for everything at once.
 _REQUESTS_BURST = 10.0
 _BYTES_BURST = 1.0
 # A portion is so many seconds' worth of bytes, within these bounds.
@@ -37,9 +37,9 @@ class Pace:
         self._bytes: Bucket | None = None
         self._portion = _MOST_PORTION
         if (rate := limits.requests_per_second) is not None:
-            self._requests = Bucket(rate, limits.requests_burst or max(1.0, rate * _REQUESTS_BURST))
+            self._requests = Bucket(rate, max(1.0, rate * _REQUESTS_BURST))
         if limits.bytes_per_second is not None:
-            self._bytes = Bucket(limits.bytes_per_second, limits.bytes_burst or limits.bytes_per_second * _BYTES_BURST)
+            self._bytes = Bucket(limits.bytes_per_second, limits.bytes_per_second * _BYTES_BURST)
             self._portion = max(_LEAST_PORTION, min(int(limits.bytes_per_second * _PORTION), _MOST_PORTION))
 
     @property
@@ -48,13 +48,14 @@ class Pace:
         return self if self._bytes is not None else None
 
     async def turn(self) -> None:
-        """Wait for the turn of a request. Raises OCIError TOOMANYREQUESTS (429) where that would take too long."""
+        """Wait for the turn of a request. Raises Refused (429, TOOMANYREQUESTS) where that would take too long."""
         if self._requests is None:
             return
         taken, wait = self._requests.take_within(1, _now(), _LONGEST_WAIT)
         if not taken:
             after = {"Retry-After": str(math.ceil(wait - _LONGEST_WAIT))}
-            raise OCIError("TOOMANYREQUESTS", "this cluster asks for more than its share", headers=after)
+            message = "this cluster asks for more than its share"
+            raise Refused("requests-per-second", "TOOMANYREQUESTS", message, headers=after)
         await _wait(self._requests, 1, wait)
 
     async def portion(self, most: int) -> int:

@@ -1,9 +1,10 @@
-"""What clients were refused, or cut off for: counted each time, logged so that a flood of them is not one of lines."""
+"""What clients are refused, or cut off for: counted each time, logged so that a flood of them is not one of lines."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
+from proxy.oci.errors import OCIError
 from proxy.telemetry.events import ClientRefused, Tell
 
 _log = logging.getLogger("pullthrough.server")
@@ -12,9 +13,31 @@ _log = logging.getLogger("pullthrough.server")
 _LOG_INTERVAL = 60.0
 
 Reason = Literal[
-    "malformed", "header-size", "url-length", "body-size", "header-timeout", "body-timeout", "send-timeout", "min-rate",
-    "connections", "client-connections", "made-room", "requests-per-second",
+    "malformed", "header-size", "url-length", "body-size", "header-timeout", "send-timeout", "connections",
+    "client-connections", "made-room", "requests-per-second",
 ]  # fmt: skip
+
+
+class Refused(OCIError):
+    """A client met a limit; `reason` is which."""
+
+    def __init__(
+        self,
+        reason: Reason,
+        code: str,
+        message: str,
+        *,
+        status: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(code, message, status=status, headers=headers)
+        self.reason = reason
+
+
+def header_too_large(limit: int) -> Refused:
+    """What a client is told whose headers are larger than `limit` bytes, or too many."""
+    message = f"the headers of the request are larger than {limit} bytes, or too many"
+    return Refused("header-size", "UNSUPPORTED", message, status=431)
 
 
 class Refusals:

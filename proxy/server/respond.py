@@ -2,7 +2,6 @@
 
 import logging
 import math
-from http import HTTPStatus
 
 from aiohttp import web
 
@@ -41,16 +40,6 @@ def error_response(error: OCIError, exchange: Exchange | None = None) -> web.Res
             headers["Cache-Status"] = _error_status(exchange)
     body = error_body(error.code, error.message)
     return web.Response(status=error.status, body=body, content_type="application/json", headers=headers)
-
-
-def raw_error(error: OCIError) -> bytes:
-    """The same as bytes, for a connection that ends with it."""
-    body = error_body(error.code, error.message)
-    headers = EVERY_ANSWER | error.headers
-    headers |= {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
-    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def oci_error(error: Exception, exchange: Exchange) -> OCIError:

@@ -198,34 +198,23 @@ class UpstreamSettings(_Model):
 
 
 class LimitSettings(_Model):
-    """What a client may take of the proxy: sizes in bytes, times in seconds, rates in bytes a second."""
+    """What a client may take of the proxy: sizes in bytes, times in seconds; 0 connections are no limit."""
 
     max_header_size: Annotated[Size, Field(ge=1024, le=1 << 20)] = 32 << 10
     max_url_length: Annotated[Size, Field(ge=1024, le=1 << 20)] = 8 << 10
     max_body_size: Annotated[Size, Field(ge=4 << 20)] = 8 << 20
     header_timeout: Timeout = 10.0
     idle_timeout: Timeout = 75.0
-    body_timeout: Timeout = 60.0
     send_timeout: Timeout = 120.0
-    min_rate: Size = 4 << 10
     max_connections: Annotated[int, Field(ge=0)] = 8192
     max_connections_per_client: Annotated[int, Field(ge=0)] = 4096
 
 
 class ClusterLimitSettings(_Model):
-    """How much a cluster may ask for; None is no limit. A burst is what it may have at once after a pause."""
+    """How much a cluster may ask for; None is no limit."""
 
     requests_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    requests_burst: Annotated[int, Field(ge=1)] | None = None
     bytes_per_second: Annotated[Size, Field(ge=64 << 10)] | None = None
-    bytes_burst: Annotated[Size, Field(ge=64 << 10)] | None = None
-
-    @model_validator(mode="after")
-    def _bursts_of_something(self) -> Self:
-        for kind in ("requests", "bytes"):
-            if getattr(self, f"{kind}_burst") is not None and getattr(self, f"{kind}_per_second") is None:
-                raise ValueError(f"{kind}_burst belongs to {kind}_per_second")
-        return self
 
 
 class MatchSettings(_Model):

@@ -49,7 +49,7 @@ async def raw(proxy: Proxy, request: bytes) -> tuple[int, bytes, bytes]:
         (f"/v2/a/blobs/{GOOD}?ns=169.254.169.254", 404, "NAME_UNKNOWN"),
         ("/v2/" + "a" * 300 + "/manifests/v1", 400, "NAME_INVALID"),
         ("/v2/" + "a" * 2000 + "/manifests/v1", 414, "NAME_INVALID"),
-        ("/v2/" + "a" * 9000 + "/manifests/v1", 400, "NAME_INVALID"),
+        ("/v2/" + "a" * 9000 + "/manifests/v1", 414, "NAME_INVALID"),
         ("/v2/a/uploads/x", 405, "UNSUPPORTED"),
         ("/v2/_catalog", 405, "UNSUPPORTED"),
         ("/", 404, "UNSUPPORTED"),
