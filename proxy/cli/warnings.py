@@ -86,7 +86,8 @@ def _unseen_addresses(settings: Settings) -> Iterator[str]:
 
 
 def _open_files(settings: Settings) -> Iterator[str]:
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    # `serve` takes all that it may have.
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     # Connections, of clients and to upstreams, are shared out among workers.
     share = of_one(settings, worker_count(settings))
     connections = sum(upstream.max_connections for upstream in share.upstreams.values())

@@ -21,7 +21,7 @@ T = TypeVar("T", bound=Hashable)
 Excess = Literal["connections", "client-connections"]
 
 # Seconds in which a connection that is new, or has just been answered, is likely to be used.
-_SETTLED = 1.0
+_SETTLED = 0.25
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.policy.cluster import Client, client_address, host_without_port, parse_ip, select_cluster
+from proxy.oci.errors import OCIError
+from proxy.oci.reference import Repository
+from proxy.policy.cluster import (
+    Client,
+    check_repository,
+    client_address,
+    host_without_port,
+    parse_ip,
+    select_cluster,
+)
 from proxy.settings import ClusterSettings, MatchSettings, parse_address
 
 LISTENER = parse_address("0.0.0.0:5000")
@@ -159,3 +168,21 @@ def test_an_address_with_a_port_is_still_an_address(forwarded: str) -> None:
 def test_a_trusted_proxy_that_says_nonsense_makes_nobody_of_its_client() -> None:
     """Its own address might be in another cluster's network."""
     assert client_address("10.0.0.1", "unknown", TRUSTED) is None
+
+
+@pytest.mark.parametrize(
+    ("patterns", "allowed"),
+    [(None, True), (["docker.io/library/*"], True), (["docker.io/*"], True), (["*/library/alpine"], True),
+     (["ghcr.io/*", "docker.io/library/alpine"], True), (["library/*"], False), (["docker.io/library"], False),
+     (["docker.io/library/alp"], False), (["docker.io/Library/*"], False), (["ghcr.io/*"], False)],
+)  # fmt: skip
+def test_repositories_a_cluster_may_have(patterns: list[str] | None, allowed: bool) -> None:
+    """Shell patterns over the whole of registry and repository, `*` also over slashes; 404 for all else."""
+    repository = Repository("docker.io", "library/alpine")
+    settings = ClusterSettings.model_validate({"name": "a", "repositories": patterns})
+    if allowed:
+        check_repository(settings, repository)
+        return
+    with pytest.raises(OCIError) as refused:
+        check_repository(settings, repository)
+    assert (refused.value.code, refused.value.status) == ("NAME_UNKNOWN", 404)
