@@ -258,7 +258,8 @@ async def serve(settings: Settings, reread: Callable[[], Settings]) -> None:
     await application.start()
     try:
         where = ", ".join(str(listener.address) for listener in application.listeners)
-        _log.info("serving on %s, admin on %s", where, settings.admin.address)
+        admin = application.admin.address if application.admin is not None else settings.admin.address
+        _log.info("serving on %s, admin on %s", where, admin)
         await first_of(stop.wait(), reload_at(hangup, application.reload, reread))
         _log.info("shutting down: running bodies may end within %g s", settings.shutdown_timeout)
         await first_of(application.drain(), now.wait())

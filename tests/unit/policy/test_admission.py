@@ -127,7 +127,8 @@ TRUSTED = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")]
 @pytest.mark.parametrize(
     ("address", "client"),
     [("192.0.2.1", "192.0.2.1"), ("10.1.2.3", None), ("fd00::1", None), ("", None), ("::ffff:10.0.0.1", None),
-     ("::ffff:192.0.2.1", "192.0.2.1"), ("2001:db8::1:2:3:4", "2001:db8::/64"), ("2001:db8:0:1::1", "2001:db8:0:1::/64")],
+     ("::ffff:192.0.2.1", "192.0.2.1"), ("2001:db8::1:2:3:4", "2001:db8::/64"),
+     ("2001:db8:0:1::1", "2001:db8:0:1::/64")],
 )  # fmt: skip
 def test_who_is_counted_as_whom(address: str, client: str | None) -> None:
     """IPv4 by address, IPv6 by /64, which one machine has all of; trusted proxies and Unix sockets not at all."""
