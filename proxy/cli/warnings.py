@@ -3,6 +3,7 @@
 import resource
 import stat
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 
 from proxy.processes import of_one, worker_count
 from proxy.settings import MatchSettings, Settings
@@ -33,6 +34,7 @@ def configuration_warnings(settings: Settings) -> Iterator[str]:
             yield f"cluster {cluster.name} matches listeners that are not served: none of its clients will be found"
         elif cluster.match is not None and cluster.match.certificates and not _asked_of_some(settings, cluster.match):
             yield f"cluster {cluster.name} matches certificates, and no listener that is served asks for them"
+    yield from _repositories_of_nobody(settings)
     yield from _private_keys(settings)
     yield from _logins_nobody_is_asked_for(settings)
     yield from _open_files(settings)
@@ -45,6 +47,17 @@ def _asked_of_some(settings: Settings, match: MatchSettings) -> bool:
         for listen in settings.listen
         if not match.listeners or listen.address in match.listeners
     )
+
+
+def _repositories_of_nobody(settings: Settings) -> Iterator[str]:
+    for cluster in settings.clusters:
+        for pattern in cluster.repositories or ():
+            registry = pattern.partition("/")[0]
+            if not any(fnmatchcase(name, registry) for name in settings.upstreams):
+                yield (
+                    f"cluster {cluster.name} allows {pattern}, which no repository has: "
+                    f"begin with the name of an upstream, as in docker.io/library/*"
+                )
 
 
 def _private_keys(settings: Settings) -> Iterator[str]:

@@ -97,6 +97,30 @@ def test_what_this_version_cannot_do_is_refused_by_name(load: Load, document: st
 
 
 @pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        ("limits: {max_header_size: 100B}", "limits.max_header_size"),
+        ("limits: {max_url_length: 2MiB}", "limits.max_url_length"),
+        ("limits: {max_body_size: 1MiB}", "limits.max_body_size"),
+        ("limits: {header_timeout: 0}", "limits.header_timeout"),
+        ("limits: {idle_timeout: 0}", "limits.idle_timeout"),
+        ("limits: {send_timeout: 0}", "limits.send_timeout"),
+        ("limits: {max_connections: -1}", "limits.max_connections"),
+        ("limits: {max_connections_per_client: 1.5}", "limits.max_connections_per_client"),
+        ("clusters: [{name: a, repositories: []}]", "clusters[0].repositories"),
+        ("clusters: [{name: a, repositories: ['']}]", "clusters[0].repositories[0]"),
+        ("clusters: [{name: a, limits: {requests_per_second: 0}}]", "clusters[0].limits.requests_per_second"),
+        ("clusters: [{name: a, limits: {requests_per_second: .inf}}]", "clusters[0].limits.requests_per_second"),
+        ("clusters: [{name: a, limits: {bytes_per_second: 1KiB}}]", "clusters[0].limits.bytes_per_second"),
+        ("clusters: [{name: a, limits: {bytes_per_second: 0}}]", "clusters[0].limits.bytes_per_second"),
+    ],
+)
+def test_limits_that_would_stop_everybody_are_mistakes(load: Load, document: str, path: str) -> None:
+    """Too little to serve anything, and 0 where it might be read as no limit."""
+    assert list(mistakes(load, UPSTREAM + document)) == [path]
+
+
+@pytest.mark.parametrize(
     "credentials",
     ["{}", "{username: a}", "{password_file: a}", "{username: a, password_file: b, helper: c}",
      "{helper: a, docker_config: b}"],
