@@ -90,7 +90,9 @@ def test_warnings_of_what_is_surely_not_meant(tmp_path: Path) -> None:
     document = {
         "admin": {"address": "0.0.0.0:5001"},
         "upstreams": {"a.test": {"url": "https://a.test", "credentials": {"helper": "x"}}},
-        "clusters": [{"name": "a", "match": {"networks": ["10.0.0.0/8"]}, "login": True}],
+        "clusters": [
+            {"name": "a", "match": {"networks": ["10.0.0.0/8"]}, "login": True, "repositories": ["*/app", "team/*"]}
+        ],
     }
     file.write_text(yaml.safe_dump(document))
     result = run("check-config", file)
@@ -101,8 +103,10 @@ def test_warnings_of_what_is_surely_not_meant(tmp_path: Path) -> None:
         "every cluster has a match",
         "not on loopback",
         "no listener has TLS",
+        "allows team/*, which no repository has",
     ):
         assert part in result.stderr
+    assert "*/app" not in result.stderr
     document["clusters"] = [{"name": "a", "credentials": True}]
     file.write_text(yaml.safe_dump(document))
     assert "used by no cluster" not in run("check-config", file).stderr

@@ -34,6 +34,7 @@ CONTRACT = {
     "cache_bytes": (),
     "cache_blobs": (),
     "evictions_total": ("reason",),
+    "client_refusals_total": ("reason",),
     "upstream_ratelimit_remaining": ("registry",),
     "event_loop_lag_seconds": (),
 }
@@ -49,6 +50,7 @@ EVERY_EVENT: list[Event] = [
     events.StaleServed("docker.io", "429"),
     events.TargetWasRefused("docker.io", "loopback"),
     events.BlobEvicted("size"),
+    events.ClientRefused("connections"),
     events.LoopLag(0.25),
 ]
 
