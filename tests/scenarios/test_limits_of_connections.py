@@ -174,9 +174,7 @@ async def test_ten_thousand_connections(tmp_path: Path, registry: FakeRegistry, 
             loop = asyncio.get_running_loop()
             for number in range(count):
                 source = f"127.0.0.{2 + number % 4}"
-                transport, _ = await loop.create_connection(
-                    asyncio.Protocol, "127.0.0.1", port, local_addr=(source, 0)
-                )
+                transport, _ = await loop.create_connection(asyncio.Protocol, "127.0.0.1", port, local_addr=(source, 0))
                 clients.append(transport)
                 if not silent:
                     transport.write(b"GET /v2/ HTTP/1.1\r\nX: x")
