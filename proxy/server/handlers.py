@@ -23,11 +23,11 @@ from proxy.server.exchange import Exchange
 from proxy.server.house import House
 from proxy.server.lists import answer_list
 from proxy.server.pace import Pace
-from proxy.server.push import forward_push
-from proxy.server.refusals import Refusals, Refused, header_too_large
+from proxy.server.push import body_limit, forward_push
+from proxy.server.refusals import Refusals, Refused, body_too_large, header_too_large
 from proxy.server.respond import BASIC_CHALLENGE, EVERY_ANSWER, error_response, oci_error, state_headers
 from proxy.server.tls import TLSConnection, certificate_names
-from proxy.settings import Address, ClusterSettings, LimitSettings
+from proxy.settings import Address, ClusterSettings
 from proxy.telemetry.events import Tell
 
 _log = logging.getLogger("pullthrough.server")
@@ -96,7 +96,9 @@ class Handlers:
 
     async def _walk(self, exchange: Exchange) -> web.StreamResponse:
         request, house = exchange.request, self.house
-        _check_sizes(request, exchange.limits)
+        if sum(map(len, chain.from_iterable(request.raw_headers))) > exchange.limits.max_header_size:
+            # Single headers, and how many they are, aiohttp looks at.
+            raise header_too_large(exchange.limits.max_header_size)
         cluster = select_cluster(house.settings.clusters, exchange.client)
         if cluster is None:
             raise OCIError("DENIED", "this client belongs to no cluster of this proxy")
@@ -105,6 +107,9 @@ class Handlers:
         exchange.route = route = parse_route(
             request.method, request.rel_url.raw_path, query, pushes=cluster.push == "forward"
         )
+        limit = body_limit(route, exchange.limits)
+        if limit and (request.content_length or 0) > limit:
+            raise body_too_large(limit)
         authorization = request.headers.get("Authorization", "")
         if isinstance(route, Ping):
             return _ping(cluster, request.secure, authorization)
@@ -190,15 +195,6 @@ def _ping(cluster: ClusterSettings, secure: bool, authorization: str) -> web.Res
     if takes_basic(cluster.login, False, secure, cluster.allow_plain_login) and is_empty_authorization(authorization):
         raise OCIError("UNAUTHORIZED", "this cluster logs in", headers={"WWW-Authenticate": BASIC_CHALLENGE})
     return web.Response(body=b"{}", content_type="application/json", headers=EVERY_ANSWER)
-
-
-def _check_sizes(request: web.BaseRequest, limits: LimitSettings) -> None:
-    """Raise Refused where the head is too large, or announces too large a body. aiohttp looks at single headers."""
-    if sum(map(len, chain.from_iterable(request.raw_headers))) > limits.max_header_size:
-        raise header_too_large(limits.max_header_size)
-    if (request.content_length or 0) > limits.max_body_size:
-        message = f"the body of the request is longer than {limits.max_body_size} bytes"
-        raise Refused("body-size", "SIZE_INVALID", message, status=413)
 
 
 async def _take_turn(exchange: Exchange, pace: Pace | None) -> None:

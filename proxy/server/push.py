@@ -16,8 +16,10 @@ from proxy.cache.ask import Ask
 from proxy.cache.changes import Change, change_of
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
-from proxy.oci.route import ChangeRoute, PushRoute, UploadRoute
+from proxy.oci.reference import Repository
+from proxy.oci.route import ChangeRoute, PushRoute, Route, UploadRoute
 from proxy.policy.access import ANONYMOUS, Principal
+from proxy.policy.cluster import check_repository
 from proxy.policy.freshness import CacheState, Verdict
 from proxy.policy.registry import name_at
 from proxy.policy.upload import (
@@ -31,14 +33,16 @@ from proxy.policy.upload import (
 )
 from proxy.server.exchange import Exchange
 from proxy.server.house import House
+from proxy.server.refusals import Refused, body_too_large
 from proxy.server.respond import state_headers
+from proxy.settings import LimitSettings
 from proxy.upstream.errors import UpstreamError, UpstreamFailure, UpstreamRejected
 from proxy.upstream.push import Push, PushMethod, PushReply
 
 _log = logging.getLogger("pullthrough.server")
 
-# Seconds in which a client has to send the next piece of a body.
-_PATIENCE = 120.0
+# So much of a body has one `body_timeout`.
+_AWAITED = 1024 * 1024
 # What of a client's head describes its body, and what of an upstream's head means the same to the client.
 _OF_THE_BODY = ("Content-Type", "Content-Length", "Content-Range")
 _PASSED_ON = (
@@ -48,11 +52,19 @@ _PASSED_ON = (
 
 
 class ClientBody:
-    """The body of a request, as it comes. `error`: what the client is to be told, where it ended before its end."""
+    """The body of a request, as it comes, of up to `limit` bytes (0: of any size).
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    `error`: what the client is to be told, where it ended before its end.
+    """
+
+    def __init__(self, request: web.BaseRequest, limit: int, timeout: float) -> None:
+        """`timeout`: the seconds in which a MiB, or the rest, has to come; time in which nobody asks does not count."""
         self.error: Exception | None = None
         self._request = request
+        self._limit = limit
+        self._timeout = self._time_left = timeout
+        self._came = 0
+        self._next_mark = _AWAITED
         self._expects = request.headers.get("Expect", "").lower() == "100-continue"
 
     def __aiter__(self) -> "ClientBody":
@@ -60,12 +72,18 @@ class ClientBody:
 
     async def __anext__(self) -> bytes:
         """The next piece; asked for only once there is somewhere to put it."""
+        began = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(self._time_left):
                 await self._continue()
                 piece = await self._request.content.readany()
+            self._count(len(piece), asyncio.get_running_loop().time() - began)
         except TimeoutError:
-            self.error = OCIError("BLOB_UPLOAD_INVALID", "the body stopped coming", status=408)
+            message = "the body of the request did not come in time"
+            self.error = Refused("body-timeout", "BLOB_UPLOAD_INVALID", message, status=408)
+            raise
+        except Refused as error:
+            self.error = error
             raise
         except ConnectionError as error:
             self.error = error
@@ -77,6 +95,16 @@ class ClientBody:
             raise StopAsyncIteration
         return piece
 
+    def _count(self, size: int, waited: float) -> None:
+        """Raises Refused for a body that is too long after all."""
+        self._came += size
+        self._time_left -= waited
+        if self._came >= self._next_mark:
+            self._next_mark = self._came + _AWAITED
+            self._time_left = self._timeout
+        if self._limit and self._came > self._limit:
+            raise body_too_large(self._limit)
+
     async def _continue(self) -> None:
         """Let a client begin that waits to be told (RFC 9110, section 10.1.1); aiohttp's own server does not."""
         if self._expects:
@@ -85,6 +113,11 @@ class ClientBody:
             await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             # The answer itself has not begun.
             writer.output_size = 0
+
+
+def body_limit(route: Route, limits: LimitSettings) -> int:
+    """The most bytes that a request may bring along: blobs, and their chunks, are not like other bodies. 0: any."""
+    return limits.max_upload_size if isinstance(route, UploadRoute) else limits.max_body_size
 
 
 async def forward_push(exchange: Exchange, house: House, ask: Ask, route: PushRoute) -> web.StreamResponse:
@@ -98,7 +131,8 @@ async def forward_push(exchange: Exchange, house: House, ask: Ask, route: PushRo
     uploads = Uploads(ask.repository, settings.url, (registry, *settings.aliases), house.key)
     # An upstream is not asked to change anything by GET or DELETE with a body.
     has_body = request.method in {"POST", "PATCH", "PUT"} and request.body_exists
-    body = ClientBody(request) if has_body else None
+    limits = exchange.limits
+    body = ClientBody(request, body_limit(route, limits), limits.body_timeout) if has_body else None
     push = Push(
         cast(PushMethod, request.method),
         ask.repository,
@@ -138,7 +172,10 @@ def _mounted_from(exchange: Exchange, house: House, registry: str) -> str | None
     query = exchange.request.rel_url.raw_query_string
     if exchange.request.method != "POST":
         return None
-    return next((name_at(house.registries, registry, source) for source in values_in(query, "from")), None)
+    mounted = next((name_at(house.registries, registry, source) for source in values_in(query, "from")), None)
+    if mounted is not None and exchange.cluster is not None:
+        check_repository(exchange.cluster, Repository(registry, mounted))
+    return mounted
 
 
 def _target(exchange: Exchange, house: House, uploads: Uploads, route: PushRoute) -> str:

@@ -13,8 +13,8 @@ _log = logging.getLogger("pullthrough.server")
 _LOG_INTERVAL = 60.0
 
 Reason = Literal[
-    "malformed", "header-size", "url-length", "body-size", "header-timeout", "send-timeout", "connections",
-    "client-connections", "made-room", "requests-per-second",
+    "malformed", "header-size", "url-length", "body-size", "header-timeout", "body-timeout", "send-timeout",
+    "connections", "client-connections", "made-room", "requests-per-second",
 ]  # fmt: skip
 
 
@@ -38,6 +38,11 @@ def header_too_large(limit: int) -> Refused:
     """What a client is told whose headers are larger than `limit` bytes, or too many."""
     message = f"the headers of the request are larger than {limit} bytes, or too many"
     return Refused("header-size", "UNSUPPORTED", message, status=431)
+
+
+def body_too_large(limit: int) -> Refused:
+    """What a client is told whose body is longer than `limit` bytes."""
+    return Refused("body-size", "SIZE_INVALID", f"the body of the request is longer than {limit} bytes", status=413)
 
 
 class Refusals:

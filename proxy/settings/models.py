@@ -198,13 +198,15 @@ class UpstreamSettings(_Model):
 
 
 class LimitSettings(_Model):
-    """What a client may take of the proxy: sizes in bytes, times in seconds; 0 connections are no limit."""
+    """What a client may take of the proxy: sizes in bytes, times in seconds; 0 is no limit."""
 
     max_header_size: Annotated[Size, Field(ge=1024, le=1 << 20)] = 32 << 10
     max_url_length: Annotated[Size, Field(ge=1024, le=1 << 20)] = 8 << 10
     max_body_size: Annotated[Size, Field(ge=4 << 20)] = 8 << 20
+    max_upload_size: Size = 0
     header_timeout: Timeout = 10.0
     idle_timeout: Timeout = 75.0
+    body_timeout: Timeout = 120.0
     send_timeout: Timeout = 120.0
     max_connections: Annotated[int, Field(ge=0)] = 8192
     max_connections_per_client: Annotated[int, Field(ge=0)] = 4096

@@ -94,7 +94,7 @@ class PushableRegistry(FakeRegistry):
             self.members.discard((name, reference))
             self.tags = {key: digest for key, digest in self.tags.items() if (key[0], digest) != (name, reference)}
             return web.Response(status=202)
-        body = await request.read()
+        body = await request.content.read()
         digest = self.put(name, request.headers["Content-Type"], body)
         for tag in [*request.rel_url.query.getall("tag", []), *([] if ":" in reference else [reference])]:
             self.tags[name, tag] = digest

@@ -46,6 +46,14 @@ async def proxy(settings: MakeSettings) -> AsyncIterator[Proxy]:
         yield started
 
 
+@pytest.fixture
+async def impatient(settings: MakeSettings) -> AsyncIterator[Proxy]:
+    """One that waits for no client for long, and takes no large bodies."""
+    limits = {"body_timeout": "400ms", "max_body_size": "4MiB", "max_upload_size": "6MiB"}
+    async with running(settings(clusters=CLUSTERS, limits=limits)) as started:
+        yield started
+
+
 async def send(proxy: Proxy, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
     """One request with a body."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -210,30 +218,70 @@ async def test_a_client_that_leaves_midway(proxy: Proxy, registry: PushableRegis
         registry.uploads.clear()
 
 
-async def test_a_client_that_sends_no_more(
-    proxy: Proxy, registry: PushableRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_client_that_sends_no_more(impatient: Proxy, registry: PushableRegistry) -> None:
     """408 when it stops in a body, and the upstream's connection ends."""
-    monkeypatch.setattr("proxy.server.push._PATIENCE", 0.2)
-    reader, writer = await begin(proxy, "Content-Length: 100")
+    reader, writer = await begin(impatient, "Content-Length: 100")
     writer.write(b"x" * 50)
     assert await status_of(reader) == 408
     writer.close()
     await until(lambda: registry.broken == 1)
+    assert await impatient.metric('pullthrough_client_refusals_total{reason="body-timeout"}') == 1
 
 
-async def test_a_body_that_is_not_what_its_head_says(
-    proxy: Proxy, registry: PushableRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_client_that_sends_byte_by_byte(impatient: Proxy, registry: PushableRegistry) -> None:
+    """408 all the same: a MiB, or the rest, has its time, and not each byte."""
+    reader, writer = await begin(impatient, "Content-Length: 100")
+    answer = asyncio.create_task(status_of(reader))
+    for _ in range(50):
+        writer.write(b"x")
+        await asyncio.wait([answer], timeout=0.05)
+        if answer.done():
+            break
+    assert await answer == 408
+    writer.close()
+    await until(lambda: registry.broken == 1)
+
+
+async def test_a_body_that_is_not_what_its_head_says(impatient: Proxy, registry: PushableRegistry) -> None:
     """After chunks that are none nothing more comes: an error, and never a whole upload."""
-    monkeypatch.setattr("proxy.server.push._PATIENCE", 0.2)
-    reader, writer = await begin(proxy, "Transfer-Encoding: chunked")
+    reader, writer = await begin(impatient, "Transfer-Encoding: chunked")
     writer.write(b"5\r\nhello\r\n")
     await until(lambda: 5 in map(len, registry.uploads.values()))
     writer.write(b"zz\r\n")
     assert await status_of(reader) in {400, 408}
     writer.close()
     await until(lambda: registry.broken == 1)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
+async def test_bodies_that_are_too_long(impatient: Proxy, registry: PushableRegistry, chunked: bool) -> None:
+    """413, for manifests and for blobs by a limit of their own; nothing of it is there afterwards."""
+
+    async def pieces(content: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(content), 256 * 1024):
+            yield content[start : start + 256 * 1024]
+
+    async def put(path: str, size: int) -> Answer:
+        content = bytes(size)
+        data = pieces(content) if chunked else io.BytesIO(content)
+        async with impatient.session.put(impatient.url + path, data=data) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    begun = await send(impatient, "POST", f"{REPOSITORY}/blobs/uploads/")
+    upload = with_digest(begun.headers["Location"], bytes(6 * MIB + 1))
+    for path, size in ((f"{REPOSITORY}/manifests/v1", 4 * MIB + 1), (upload, 6 * MIB + 1)):
+        answer = await put(path, size)
+        assert (answer.status, answer.code) == (413, "SIZE_INVALID")
+    assert await impatient.metric('pullthrough_client_refusals_total{reason="body-size"}') == 2
+    assert not registry.tags
+    assert (await push_blob(impatient, bytes(6 * MIB))).status == 201
+
+
+async def test_a_blob_may_have_any_size(proxy: Proxy) -> None:
+    """Unless there is a limit for it: that of other bodies is not."""
+    blob = random_bytes(9 * MIB, 7)
+    assert (await push_blob(proxy, blob)).status == 201
+    assert (await proxy.get(f"{REPOSITORY}/blobs/{digest_of(blob)}")).body == blob
 
 
 async def test_an_upstream_that_does_not_answer(
@@ -542,6 +590,23 @@ async def test_blobs_are_mounted_from_where_the_client_says(proxy: Proxy, regist
     assert mounted.headers["Location"] == f"/v2/registry.test/team/app/blobs/{digest}?ns=registry.test"
     assert (await proxy.get(mounted.headers["Location"])).body == b"layer"
     assert registry.seen[0].query == f"mount={digest}&from=team%2Fbase"
+
+
+async def test_only_repositories_of_the_cluster_are_pushed_to_and_mounted_from(
+    settings: MakeSettings, registry: PushableRegistry
+) -> None:
+    """404, and nothing reaches the upstream."""
+    digest = registry.put("other/base", "application/octet-stream", b"layer")
+    cluster = {"name": "default", "push": "forward", "repositories": ["registry.test/team/*"]}
+    async with running(settings(clusters=[cluster])) as limited:
+        for path in (
+            "/v2/other/app/blobs/uploads/", f"{REPOSITORY}/blobs/uploads/?mount={digest}&from=other%2Fbase",
+            f"{REPOSITORY}/blobs/uploads/?mount={digest}&from=registry.test%2Fother%2Fbase",
+        ):  # fmt: skip
+            answer = await send(limited, "POST", path)
+            assert (answer.status, answer.code) == (404, "NAME_UNKNOWN")
+        assert not registry.seen
+        assert (await push_blob(limited, b"layer")).status == 201
 
 
 # Errors.

@@ -103,6 +103,7 @@ def test_what_this_version_cannot_do_is_refused_by_name(load: Load, document: st
         ("limits: {max_url_length: 2MiB}", "limits.max_url_length"),
         ("limits: {max_body_size: 1MiB}", "limits.max_body_size"),
         ("limits: {header_timeout: 0}", "limits.header_timeout"),
+        ("limits: {body_timeout: 0}", "limits.body_timeout"),
         ("limits: {idle_timeout: 0}", "limits.idle_timeout"),
         ("limits: {send_timeout: 0}", "limits.send_timeout"),
         ("limits: {max_connections: -1}", "limits.max_connections"),
