@@ -15,7 +15,7 @@ from proxy.cache.records import (
 )
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
-from proxy.policy.access import Principal, Proof, proof_kept
+from proxy.policy.access import Principal, Proof, proof_counts, proof_kept
 from proxy.policy.freshness import Lifetimes
 from proxy.storage.base import MetadataStore, StorageError
 
@@ -102,11 +102,23 @@ class Rights:
 
     async def grant(self, ask: Ask, digest: Digest, media_type: str, size: int) -> MemberRecord:
         """The upstream answered `ask` with this manifest or blob: a proof for the one, membership for the other."""
-        now = self._clock()
-        member = MemberRecord(media_type, size, now)
-        await self._records.put({member_key(ask.repository, digest): member.dump()})
+        member = await self.admit(ask, digest, media_type, size)
         await self.prove(ask)
         return member
+
+    async def admit(self, ask: Ask, digest: Digest, media_type: str, size: int) -> MemberRecord:
+        """The upstream served this manifest or blob in the repository, to whomever."""
+        member = MemberRecord(media_type, size, self._clock())
+        await self._records.put({member_key(ask.repository, digest): member.dump()})
+        return member
+
+    async def has(self, ask: Ask, digest: Digest) -> bool:
+        """Does `ask` have a right to `digest` that counts without asking?"""
+        raw_proof, raw_member = await self._records.get(
+            proof_key(ask.principal, ask.repository), member_key(ask.repository, digest)
+        )
+        proof = self.proof(ask, raw_proof)
+        return raw_member is not None and proof_counts(proof, ask.principal, self._clock(), ask.lifetimes)
 
     async def prove(self, ask: Ask) -> None:
         """The upstream answered `ask`."""

@@ -101,7 +101,7 @@ class Manifests:
         if known.content is not None and proof_counts(known.proof, ask.principal, now, ask.lifetimes):
             return _digest_answer(known.content, CacheState.HIT, now)
         usable = known.content is not None and self._counts_in_outage(ask, known)
-        key = ("digest", ask.principal.key, ask.repository, digest, want_body)
+        key = ("digest", ask.principal.limited_as, ask.repository, digest, want_body)
         try:
             outcome, joined = await self._attempts.run(
                 ask, digest, key, lambda: self._fetch_digest(ask, digest, want_body), usable
@@ -153,7 +153,7 @@ class Manifests:
             and self._counts_in_outage(ask, known)
         )
         # A HEAD that knows nothing costs no pull, so it must not be what a GET joins.
-        key = ("tag", ask.principal.key, ask.repository, tag, want_body and known.content is None)
+        key = ("tag", ask.principal.limited_as, ask.repository, tag, want_body and known.content is None)
         try:
             outcome, joined = await self._attempts.run(
                 ask, tag, key, lambda: self._check_tag(ask, tag, want_body), usable

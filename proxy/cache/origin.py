@@ -1,6 +1,12 @@
-"""Manifests as upstreams have them: asked for, held against their digest, written down."""
+"""Manifests as upstreams have them: asked for, held against their digest, written down.
+
+Invariant: where a principal's pulls go out with the proxy's own credential (`Principal.pulls_as`), they are by digest,
+and of what the principal has a right to without it: by a HEAD with rights of its own just now, or by proof and
+membership. What comes back to the credential, bytes or a refusal, is nobody's proof and ends none.
+"""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -19,9 +25,20 @@ from proxy.oci.manifest import (
     parse_manifest,
 )
 from proxy.oci.reference import TagOrDigest
+from proxy.policy.access import Principal
 from proxy.telemetry.events import DigestMismatch, Tell
 from proxy.upstream.client import Call, Reply, Upstream
-from proxy.upstream.errors import UpstreamInvalid, UpstreamRejected, WrongDigest
+from proxy.upstream.errors import (
+    UpstreamError,
+    UpstreamFailure,
+    UpstreamInvalid,
+    UpstreamMissing,
+    UpstreamRefused,
+    UpstreamRejected,
+    WrongDigest,
+)
+
+_log = logging.getLogger("pullthrough.cache")
 
 # Larger manifests are hashed and parsed in a thread, in bytes.
 _LARGE = 64 * 1024
@@ -46,14 +63,53 @@ class ManifestOrigin:
         self._records = records
         self._rights = rights
         self._tell = tell
+        # Why the proxy's credential was of no use last, by registry: told once.
+        self._useless: dict[str, str] = {}
 
     async def get(self, ask: Ask, reference: TagOrDigest) -> Content:
         """The manifest by GET, which counts against rate limits. Raises UpstreamError; WrongDigest for other bytes."""
+        if ask.principal.pulls_as is not None:
+            return await self._get_lent(ask, reference, ask.principal.pulls_as)
+        return await self._get(ask, reference)
+
+    async def _get(self, ask: Ask, reference: TagOrDigest) -> Content:
+        content = await self._read(ask, reference)
+        member = await self._rights.grant(ask, content.digest, content.media_type, content.size)
+        return replace(content, at=member.at)
+
+    async def _get_lent(self, ask: Ask, reference: TagOrDigest, lender: Principal) -> Content:
+        """With the credential of `lender`; without, where that is of no use."""
+        if not isinstance(reference, Digest) or not await self._rights.has(ask, reference):
+            named = await self.head(ask, reference)
+            if named.body is not None:
+                # The upstream's HEAD does not say enough, so it was had by GET.
+                return named
+            reference = named.digest
+        try:
+            content = await self._read(replace(ask, principal=lender), reference)
+        except (UpstreamRefused, UpstreamMissing, UpstreamRejected) as error:
+            self._say_useless(ask, error)
+        except UpstreamFailure as error:
+            if not error.at_token_server:
+                raise
+            self._say_useless(ask, error)
+        else:
+            self._useless.pop(ask.repository.registry, None)
+            member = await self._rights.admit(ask, content.digest, content.media_type, content.size)
+            return replace(content, at=member.at)
+        return await self._get(ask, reference)
+
+    async def _read(self, ask: Ask, reference: TagOrDigest) -> Content:
         async with self._request(ask, reference, "GET") as reply:
             content = await read_manifest(ask, reference, reply, self._tell)
         await self._records.put({manifest_key(content.digest): content.body or b""})
-        member = await self._rights.grant(ask, content.digest, content.media_type, content.size)
-        return replace(content, at=member.at)
+        return content
+
+    def _say_useless(self, ask: Ask, error: UpstreamError) -> None:
+        registry = ask.repository.registry
+        if self._useless.get(registry) != str(error):
+            self._useless[registry] = str(error)
+            _log.warning("%s: pulling without the proxy's credential: %s", registry, error)
 
     async def head(self, ask: Ask, reference: TagOrDigest, known: Content | None = None) -> Content:
         """The manifest's head, which costs no pull; by GET where the upstream's HEAD does not say enough.
@@ -73,7 +129,7 @@ class ManifestOrigin:
                 await self._records.put({manifest_key(known.digest): known.body})
             content = known
         if content is None:
-            return await self.get(ask, reference)
+            return await self._get(ask, reference)
         member = await self._rights.grant(ask, content.digest, content.media_type, content.size)
         return replace(content, at=member.at)
 

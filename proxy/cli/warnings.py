@@ -83,10 +83,10 @@ def _unused_credentials(settings: Settings) -> Iterator[str]:
         users = [
             cluster.name
             for cluster in settings.clusters
-            if cluster.credentials is True and (cluster.upstreams is None or name in cluster.upstreams)
+            if cluster.credentials and (cluster.upstreams is None or name in cluster.upstreams)
         ]
         if upstream.credentials is not None and not users:
-            yield f"upstreams.{name}.credentials is used by no cluster: set `credentials: true` in one"
+            yield f"upstreams.{name}.credentials is used by no cluster: set `credentials: true` or `public` in one"
 
 
 def _unseen_addresses(settings: Settings) -> Iterator[str]:

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import hmac
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from proxy.policy.freshness import Lifetimes
@@ -20,7 +20,8 @@ class Principal:
 
     `authorization` is the client's own header, held in memory only. `basic`: user and password out of it, where the
     proxy may exchange them for a token at the upstream's own realm. `expires`: when what the client sent ends, in Unix
-    seconds, where that is known.
+    seconds, where that is known. `pulls_as`: whose rate limit may be used for what this one was proved to have a right
+    to; it lends no right of its own.
     """
 
     kind: Literal["anonymous", "own", "client"]
@@ -28,6 +29,12 @@ class Principal:
     authorization: str | None = field(default=None, repr=False, compare=False)
     basic: tuple[str, str] | None = field(default=None, repr=False, compare=False)
     expires: float | None = field(default=None, compare=False)
+    pulls_as: "Principal | None" = field(default=None, compare=False)
+
+    @property
+    def limited_as(self) -> str:
+        """Under which key upstreams' rate limits, and token servers that fail, are counted."""
+        return self.key if self.pulls_as is None else f"{self.key} by {self.pulls_as.key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,11 @@ def client_principal(key: bytes, registry: str, authorization: str, takes_basic:
 def own_principal(key: bytes, registry: str, identity: str) -> Principal:
     """The principal of the proxy's own credential for `registry`; `identity` tells it from another one."""
     return Principal("own", _hash(key, "own", registry, identity))
+
+
+def public_principal(own: Principal) -> Principal:
+    """Nobody, with nobody's rights, whose pulls count against the rate limit of the proxy's `own` credential."""
+    return replace(ANONYMOUS, pulls_as=own)
 
 
 def takes_basic(login: bool, renamed: bool, secure: bool, allow_plain: bool) -> bool:

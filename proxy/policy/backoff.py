@@ -59,7 +59,7 @@ class Subject:
         registry, name = self.repository.registry, self.repository.name
         return (
             ("upstream", registry),
-            ("principal", registry, self.principal.key),
+            ("principal", registry, self.principal.limited_as),
             ("repository", registry, name, self.kind),
             ("reference", registry, name, self.reference),
         )

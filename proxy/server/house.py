@@ -7,7 +7,14 @@ from proxy.cache.blobs import Blobs
 from proxy.cache.changes import Changes
 from proxy.cache.manifests import Manifests
 from proxy.cache.tags import Lists
-from proxy.policy.access import ANONYMOUS, Principal, client_principal, is_empty_authorization, own_principal
+from proxy.policy.access import (
+    ANONYMOUS,
+    Principal,
+    client_principal,
+    is_empty_authorization,
+    own_principal,
+    public_principal,
+)
 from proxy.policy.freshness import Lifetimes, lifetimes_of
 from proxy.policy.registry import Registries
 from proxy.server.pace import Pace
@@ -34,13 +41,17 @@ class House:
     paces: Mapping[str, Pace] = field(default_factory=dict)
 
     def principal(self, cluster: ClusterSettings, registry: str, authorization: str, takes_basic: bool) -> Principal:
-        """Whose rights a request has: the client's own, the proxy's own where the cluster may use it, or nobody's."""
+        """Whose rights a request has: the client's own, the proxy's own where the cluster has it, or nobody's.
+
+        In a cluster with `credentials: public` it is nobody, whose pulls count against the proxy's own rate limit.
+        """
         if authorization and not is_empty_authorization(authorization):
             return client_principal(self.key, registry, authorization, takes_basic)
         source = self.upstreams[registry].credential
-        if cluster.credentials is True and source is not None:
-            return own_principal(self.key, registry, source.identity)
-        return ANONYMOUS
+        if not cluster.credentials or source is None:
+            return ANONYMOUS
+        own = own_principal(self.key, registry, source.identity)
+        return own if cluster.credentials is True else public_principal(own)
 
 
 def lifetimes_table(settings: Settings) -> dict[tuple[str, str], Lifetimes]:

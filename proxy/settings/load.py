@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from proxy.settings.checks import cross_mistakes
 from proxy.settings.environment import Mistake, overlay
-from proxy.settings.models import ListenSettings, Settings
+from proxy.settings.models import CredentialSettings, ListenSettings, Settings
 
 
 class ConfigurationError(Exception):
@@ -89,7 +89,6 @@ def _in_document(location: tuple[str | int, ...], node: Any) -> Iterator[str | i
 
 
 _MESSAGES = {"extra_forbidden": "there is no such setting", "missing": "this setting is required"}
-_NOT_YET = "not available in this version"
 
 
 def _message(text: str) -> str:
@@ -100,9 +99,7 @@ def _once(mistakes: list[Mistake]) -> list[Mistake]:
     """Each place once: a union of types reports the same value for every member."""
     first: dict[str, Mistake] = {}
     for mistake in mistakes:
-        path = _path(mistake[0])
-        if path not in first or _NOT_YET in mistake[1]:
-            first[path] = mistake
+        first.setdefault(_path(mistake[0]), mistake)
     return list(first.values())
 
 
@@ -121,23 +118,23 @@ def _resolved(settings: Settings, folder: Path) -> Settings:
     """Relative paths start from the file's folder; the cache directory alone from the working directory."""
     upstreams = {}
     for name, upstream in settings.upstreams.items():
-        credentials = upstream.credentials
-        if credentials is not None:
-            paths = {
-                key: folder / value
-                for key, value in (
-                    ("password_file", credentials.password_file),
-                    ("docker_config", credentials.docker_config),
-                )
-                if value is not None
-            }
-            credentials = credentials.model_copy(update=paths)
+        credentials = _credentials_in(folder, upstream.credentials) if upstream.credentials is not None else None
         ca = folder / upstream.ca if upstream.ca is not None else None
         upstreams[name] = upstream.model_copy(update={"credentials": credentials, "ca": ca})
     token_file = settings.admin.token_file
     admin = settings.admin.model_copy(update={"token_file": folder / token_file if token_file else None})
     listen = tuple(_listener_in(folder, one) for one in settings.listen)
     return settings.model_copy(update={"upstreams": upstreams, "admin": admin, "listen": listen})
+
+
+def _credentials_in(folder: Path, credentials: CredentialSettings) -> CredentialSettings:
+    files = {name: getattr(credentials, name) for name in ("password_file", "docker_config")}
+    paths: dict[str, Any] = {name: folder / file for name, file in files.items() if file is not None}
+    plugin = credentials.plugin
+    if plugin is not None and "/" in plugin.command:
+        # One without a slash is looked for along PATH.
+        paths["plugin"] = plugin.model_copy(update={"command": str(folder / plugin.command)})
+    return credentials.model_copy(update=paths)
 
 
 def _listener_in(folder: Path, listen: ListenSettings) -> ListenSettings:

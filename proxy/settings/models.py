@@ -1,13 +1,9 @@
-"""The configuration as pydantic models. Every key's default and reason stands in config/proxy.yaml.
-
-What the design names and this version cannot do yet is refused by name (`_not_yet`), never ignored: a setting
-that is silently without effect is worse than one that is missing.
-"""
+"""The configuration as pydantic models. Every key's default and reason stands in config/proxy.yaml."""
 
 import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -16,15 +12,6 @@ from proxy.settings.units import Duration, ListenAddress, Percent, Size, parse_a
 
 # Labels of letters, digits, hyphens and the underscores that some internal names have; IPv4 addresses fit as well.
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?", re.ASCII)
-
-
-def _not_yet(what: str) -> Any:
-    """A validator for settings of the design that this version cannot honour."""
-
-    def refuse(value: Any) -> Any:
-        raise ValueError(f"{what} not available in this version")
-
-    return AfterValidator(refuse)
 
 
 def check_url(value: str) -> str:
@@ -67,6 +54,8 @@ ProxyUrl = Annotated[str, AfterValidator(_proxy_url)]
 RegistryName = Annotated[str, AfterValidator(_registry_name)]
 # Nothing at all would be read as no limit.
 Timeout = Annotated[Duration, Field(gt=0)]
+# A user called 123 is written without quotes.
+Word = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
 def _network_text(value: object) -> object:
@@ -161,22 +150,40 @@ class ManifestOverrides(_Model):
     tag_rules: tuple[TagRule, ...] | None = None
 
 
-class CredentialSettings(_Model):
-    """Where the proxy's own credential for a registry comes from: exactly one of three ways."""
+class PluginSettings(_Model):
+    """A kubelet credential provider plugin: `args` and `env` for it, and the images that it is asked about."""
 
-    # A user called 123 is written without quotes.
-    username: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
+    command: Annotated[str, Field(min_length=1)]
+    args: tuple[Word, ...] = ()
+    env: Annotated[dict[str, Word], Field(repr=False)] = {}
+    match_images: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    default_cache_duration: Duration = 300.0
+
+
+class CredentialSettings(_Model):
+    """Where the proxy's own credential for a registry comes from: exactly one of four ways.
+
+    `timeout` in seconds, and `environment`, what of this process's variables is seen, are for helpers and plugins.
+    """
+
+    username: Word | None = None
     password_file: Path | None = None
     docker_config: Path | None = None
     helper: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]+$")] | None = None
+    plugin: PluginSettings | None = None
+    # No longer than a client can be let wait.
+    timeout: Annotated[Duration, Field(gt=0, le=20)] = 20.0
+    environment: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if (self.username is None) != (self.password_file is None):
             raise ValueError("username and password_file belong together")
-        ways = [self.username is not None, self.docker_config is not None, self.helper is not None]
-        if sum(ways) != 1:
-            raise ValueError("give one of: username with password_file, docker_config, helper")
+        ways = [self.username, self.docker_config, self.helper, self.plugin]
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError("give one of: username with password_file, docker_config, helper, plugin")
+        if self.username is not None and self.model_fields_set & {"timeout", "environment"}:
+            raise ValueError("timeout and environment are for a helper or a plugin")
         return self
 
 
@@ -241,7 +248,7 @@ class ClusterSettings(_Model):
     upstreams: tuple[RegistryName, ...] | None = None
     repositories: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     limits: ClusterLimitSettings = ClusterLimitSettings()
-    credentials: bool | Annotated[Literal["public"], _not_yet("`public` is")] = False
+    credentials: bool | Literal["public"] = False
     login: bool = False
     allow_plain_login: bool = False
     manifests: ManifestOverrides = ManifestOverrides()

@@ -7,9 +7,12 @@ Invariants:
   upstream's realm. It is held no longer than its requests run, the token it brought no longer than that lives.
 - One request to the token server at a time for each (principal, scope); those who wait take its result.
 - Credentials go to realms that `realm_allowed` lets pass, by requests that follow no redirect.
+- A token that the proxy's own credential bought counts as long as that credential does; a refusal of the credential
+  counts once it was looked for again and is the same.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -23,6 +26,8 @@ from proxy.upstream.errors import TargetRefused, UpstreamFailure, UpstreamRefuse
 
 # What a token is asked for; empty: what the upstream's challenge says, which is enough to pull.
 Scopes = tuple[str, ...]
+
+_log = logging.getLogger("pullthrough.upstream")
 
 # Seconds a token lives that says nothing about it (token specification).
 _DEFAULT_LIFE = 60.0
@@ -38,11 +43,15 @@ _Key = tuple[str, str, Scopes]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """`value` goes out as Bearer until `renew_at` (seconds of the clock passed in); `challenge` asked for it."""
+    """`value` goes out as Bearer until `renew_at` (seconds of the clock passed in).
+
+    `challenge` asked for it, and `credential` paid, None for nobody's.
+    """
 
     value: str = field(repr=False)
     renew_at: float
     challenge: Challenge
+    credential: Credential | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,8 @@ class Authorizer:
         self._token_server = token_server
         self._clock = clock
         self._tokens: dict[_Key, Token] = {}
+        # The own credential whose refusal was told last.
+        self._refused: Credential | None = None
         # Whose Basic the upstream itself takes; the oldest go first.
         self._basic: dict[str, None] = {}
         # A lock lives as long as somebody holds it or waits for it.
@@ -89,7 +100,8 @@ class Authorizer:
         if _sends_its_own(principal):
             return principal.authorization
         if principal.key in self._basic:
-            return (await self._credential(principal)).basic
+            credential = await self._credential(principal, repository)
+            return credential.basic if credential is not None else None
         token = self._tokens.get((principal.key, repository.name, scopes))
         if token is None:
             return None
@@ -118,7 +130,7 @@ class Authorizer:
             raise refusal
         for challenge in parse_challenges(challenges):
             if challenge.scheme == "basic" and principal.kind != "anonymous":
-                return await self._basic_answer(principal, sent, refusal)
+                return await self._basic_answer(principal, repository, sent, refusal)
             if challenge.scheme == "bearer":
                 return await self._bearer_answer(challenge, principal, repository, scopes, sent, refusal)
         raise refusal
@@ -132,12 +144,27 @@ class Authorizer:
         self._tokens.pop((principal.key, repository.name, scopes), None)
         self._basic.pop(principal.key, None)
         if self._source is not None and principal.kind == "own":
-            self._source.forget()
+            self._source.forget(repository.name)
 
-    async def _basic_answer(self, principal: Principal, sent: str | None, refusal: UpstreamRefused) -> str:
-        header = (await self._credential(principal)).basic
-        if header == sent:
+    async def after_denial(self, principal: Principal, repository: Repository, sent: str | None) -> str | None:
+        """What to send after a 403 to `sent`, if anything else: ECR answers a password that is over so."""
+        if self._source is None or principal.kind != "own" or principal.key not in self._basic:
+            return None
+        credential = await self._credential(principal, repository)
+        if credential is not None and credential.basic == sent:
+            # Not told where it stays the same: it may well be good, and this repository another's.
+            credential = await self._source.renewed(repository.name, credential)
+        return credential.basic if credential is not None else None
+
+    async def _basic_answer(
+        self, principal: Principal, repository: Repository, sent: str | None, refusal: UpstreamRefused
+    ) -> str:
+        credential = await self._credential(principal, repository)
+        if credential is not None and credential.basic == sent:
+            credential = await self._renewed(principal, repository, credential)
+        if credential is None:
             raise refusal
+        header = credential.basic
         self._basic[principal.key] = None
         if len(self._basic) > _MOST_TOKENS:
             del self._basic[next(iter(self._basic))]
@@ -153,10 +180,10 @@ class Authorizer:
         refusal: UpstreamRefused,
     ) -> str:
         key = (principal.key, repository.name, scopes)
-        if (token := self._living(key)) and f"Bearer {token.value}" != sent:
+        if (token := await self._living(key, principal, repository)) and f"Bearer {token.value}" != sent:
             return f"Bearer {token.value}"
         async with self._locks.setdefault(key, asyncio.Lock()):
-            token = self._living(key)
+            token = await self._living(key, principal, repository)
             if token is None or f"Bearer {token.value}" == sent:
                 token = await self._fetch(challenge, principal, repository, scopes, refusal)
                 self._keep(key, token)
@@ -175,41 +202,66 @@ class Authorizer:
             raise TargetRefused(
                 f"{self._registry} names a token realm that is neither its own host nor in its token_realms", "realm"
             )
-        credential = await self._credential(principal) if principal.kind != "anonymous" else None
         asked = scopes or (challenge.get("scope") or f"repository:{repository.name}:pull",)
         service = [("service", challenge.get("service"))] if challenge.get("service") else []
-        request = TokenRequest(realm, (*service, *(("scope", scope) for scope in asked)), credential)
+        parameters = (*service, *(("scope", scope) for scope in asked))
+        credential = await self._credential(principal, repository)
         try:
-            answer = await self._token_server(request)
+            answer = await self._token_server(TokenRequest(realm, parameters, credential))
         except UpstreamRefused as error:
-            if self._source is not None and principal.kind == "own":
-                self._source.forget()
-            raise refusal from error
-        return self._token(answer, challenge)
+            credential = await self._renewed(principal, repository, credential)
+            if credential is None:
+                raise refusal from error
+            try:
+                answer = await self._token_server(TokenRequest(realm, parameters, credential))
+            except UpstreamRefused as again:
+                raise refusal from again
+        return self._token(answer, challenge, credential)
 
-    def _token(self, answer: dict[str, object], challenge: Challenge) -> Token:
+    def _token(self, answer: dict[str, object], challenge: Challenge, credential: Credential | None) -> Token:
         value = answer.get("token") or answer.get("access_token")
         if not isinstance(value, str) or not value or not value.isascii() or not value.isprintable():
             raise UpstreamFailure("5xx", f"the token server of {self._registry} sent no token", at_token_server=True)
         life = answer.get("expires_in")
         seconds = min(life, _LONGEST_LIFE) if isinstance(life, int | float) and life > 0 else _DEFAULT_LIFE
         # Counted from now, not from `issued_at`: the two machines' clocks need not agree.
-        return Token(value, self._clock() + seconds - min(_RENEW_BEFORE, seconds / 10), challenge)
+        return Token(value, self._clock() + seconds - min(_RENEW_BEFORE, seconds / 10), challenge, credential)
 
-    async def _credential(self, principal: Principal) -> Credential:
+    async def _credential(self, principal: Principal, repository: Repository) -> Credential | None:
+        """What tokens are bought with; None where they are asked for as nobody."""
         if principal.basic is not None:
             user, secret = principal.basic
             return Credential(user, secret, identity_token=user == IDENTITY_TOKEN_USER)
         if self._source is None or principal.kind != "own":
-            raise UpstreamRefused(401, f"there is no credential for {self._registry}")
+            return None
         try:
-            return await self._source.get()
+            return await self._source.get(repository.name)
         except CredentialsUnavailable as error:
             raise UpstreamFailure("5xx", str(error), at_token_server=True) from error
 
-    def _living(self, key: _Key) -> Token | None:
+    async def _renewed(
+        self, principal: Principal, repository: Repository, refused: Credential | None
+    ) -> Credential | None:
+        """The proxy's own credential, looked for once more; None where that is still `refused`, which is told once."""
+        if refused is None or self._source is None or principal.kind != "own":
+            return None
+        renewed = await self._source.renewed(repository.name, refused)
+        if renewed is None and self._refused != refused:
+            self._refused = refused
+            _log.warning("%s does not take the proxy's own credential for %s", self._registry, repository.name)
+        return renewed
+
+    async def _living(self, key: _Key, principal: Principal, repository: Repository) -> Token | None:
         token = self._tokens.get(key)
-        return token if token is not None and self._clock() < token.renew_at else None
+        if token is None or self._clock() >= token.renew_at:
+            return None
+        if self._source is None or principal.kind != "own":
+            return token
+        try:
+            return token if await self._source.current(repository.name) == token.credential else None
+        except CredentialsUnavailable:
+            # It was good when the token was bought, and nothing better is known.
+            return token
 
     def _keep(self, key: _Key, token: Token) -> None:
         self._tokens[key] = token

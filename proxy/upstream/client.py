@@ -29,7 +29,7 @@ from proxy.policy.dial import target_refusal
 from proxy.settings import UpstreamSettings
 from proxy.telemetry.events import RateLimitSeen, TargetWasRefused, Tell, UpstreamAnswered, UpstreamBytes
 from proxy.upstream.auth import Authorizer, TokenRequest
-from proxy.upstream.credentials import CredentialSource
+from proxy.upstream.credentials import credential_source
 from proxy.upstream.errors import (
     NETWORK_ERRORS,
     RangeRefused,
@@ -149,7 +149,7 @@ class Upstream:
         # Whose turn it is to take blobs from here; taken by whoever asks for one, before the request.
         self.slots = Slots(settings.max_connections)
         self.parallel = settings.parallel
-        self.credential = _credential_source(registry, settings)
+        self.credential = credential_source(registry, settings, clock)
         self._auth = Authorizer(
             registry, settings.url, settings.token_realms, self.credential, self._ask_token_server, clock
         )
@@ -202,6 +202,11 @@ class Upstream:
             response.release()
             sent = await self._auth.answer(challenges, call.principal, call.repository, sent)
             response = await self._follow(call, sent)
+        elif response.status == 403 and self._is_own(response.url):
+            other = await self._auth.after_denial(call.principal, call.repository, sent)
+            if other is not None:
+                response.release()
+                response = await self._follow(call, other)
         try:
             return await self._reply(call, response), response
         except BaseException:
@@ -260,7 +265,8 @@ class Upstream:
             self._tell(UpstreamAnswered(self.registry, call.kind, call.method, "timeout"))
             raise
         self._tell(UpstreamAnswered(self.registry, call.kind, call.method, str(response.status)))
-        if (remaining := ratelimit_remaining(response.headers)) is not None:
+        # What is left to nobody says nothing where pulls do not count as nobody's.
+        if call.principal.pulls_as is None and (remaining := ratelimit_remaining(response.headers)) is not None:
             self._tell(RateLimitSeen(self.registry, remaining))
         return response
 
@@ -373,10 +379,3 @@ class Upstream:
 def _unread(stream: aiohttp.StreamReader) -> bytes:
     """What arrived before the connection broke. The stream itself raises before it hands that over, every time."""
     return b"".join(stream._buffer)[stream._buffer_offset :]
-
-
-def _credential_source(registry: str, settings: UpstreamSettings) -> CredentialSource | None:
-    if settings.credentials is None:
-        return None
-    host = URL(settings.url).authority
-    return CredentialSource(settings.credentials, dict.fromkeys([registry, host, *settings.aliases]))

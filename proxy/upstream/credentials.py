@@ -1,179 +1,167 @@
-"""The proxy's own credentials: a password file, a docker `config.json`, a docker credential helper.
+"""The proxy's own credentials, as they are now: looked for again when their file changes, their time is over or an
+upstream refuses them.
 
-Files are read whenever a credential is needed, which is once a token, so rotated secrets are found without a restart;
-a helper's answer, which costs a process, is kept for a while.
+Invariants:
+- One look at a time, whoever waits for it; a plugin that answers for single images is asked about some at a time.
+- A program is not run for the same thing again within seconds, however often it fails or is refused.
+- What was found counts until something else is: a file that is broken or missing, a program that fails, is told in one
+  line, and takes nothing away.
+- Found credentials are in memory only, and in no representation, error or log.
 """
 
 import asyncio
-import base64
-import json
+import logging
+import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
-import aiofiles
+from yarl import URL
 
-from proxy.settings import CredentialSettings
+from proxy.settings import CredentialSettings, UpstreamSettings
+from proxy.upstream.places import IDENTITY_TOKEN_USER, Credential, CredentialsUnavailable, Found, place_of
 
-_HELPER_TIMEOUT = 20.0
-_HELPER_KEPT = 300.0
-_NOT_FOUND = "credentials not found in native keychain"
-# The user name under which Docker's tools hand out an identity token instead of a password.
-IDENTITY_TOKEN_USER = "<token>"  # noqa: S105 - a user's name, not a password
-# The key under which docker's own tools keep Docker Hub's credentials.
-_DOCKER_HUB_KEY = "https://index.docker.io/v1/"
+__all__ = ["IDENTITY_TOKEN_USER", "Credential", "CredentialSource", "CredentialsUnavailable", "credential_source"]
+
+_log = logging.getLogger("pullthrough.upstream")
+
+# Seconds between two looks that nothing new calls for.
+_PAUSE = 10.0
+# Images with answers of their own. Clients choose the names.
+_MOST_KEPT = 1024
+_MOST_LOOKS = 4
+# What an answer that is not for one image only is kept under.
+_ALL = ""
 
 
-class CredentialsUnavailable(Exception):
-    """The credential cannot be had. The message is for operators and holds no secret."""
+@dataclass(slots=True)
+class _Look:
+    """A look at `at`, when the place had `mark`; it counts until `until`. `found` is None where it failed."""
+
+    mark: object
+    at: float
+    until: float
+    found: Found | None
+    failure: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
-    """User name and password, or an identity token that a token server takes instead (its user name is unused)."""
-
-    username: str
-    secret: str = field(repr=False)
-    identity_token: bool = False
-
-    @property
-    def basic(self) -> str:
-        """The Authorization header of HTTP Basic."""
-        return "Basic " + base64.b64encode(f"{self.username}:{self.secret}".encode()).decode()
+def credential_source(
+    registry: str, settings: UpstreamSettings, clock: Callable[[], float]
+) -> "CredentialSource | None":
+    """The proxy's own credential for `registry`, where one is configured; it may stand under any of its names."""
+    if settings.credentials is None:
+        return None
+    names = dict.fromkeys([registry, URL(settings.url).authority, *settings.aliases])
+    return CredentialSource(settings.credentials, names, clock)
 
 
 class CredentialSource:
-    """Where a registry's own credential comes from. `names` are the keys it may stand under, the best first."""
+    """A registry's own credential. `names` are the registry's, the best first; `clock` in seconds."""
 
-    def __init__(self, settings: CredentialSettings, names: Iterable[str]) -> None:
+    def __init__(
+        self, settings: CredentialSettings, names: Iterable[str], clock: Callable[[], float] = time.time
+    ) -> None:
         self._settings = settings
         self._names = list(names)
-        if "docker.io" in self._names:
-            self._names.insert(0, _DOCKER_HUB_KEY)
-        self._kept: tuple[float, Credential] | None = None
-        self._asking = asyncio.Lock()
+        self._place = place_of(settings, self._names)
+        self._clock = clock
+        self._looks: dict[str, _Look] = {}
+        self._one_image = False
+        self._told = ""
+        # A lock lives as long as somebody holds it or waits for it.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._at_once = asyncio.Semaphore(_MOST_LOOKS)
 
     @property
     def identity(self) -> str:
         """What tells this credential from another one, and outlives the rotation of its secret."""
         settings = self._settings
-        return f"{settings.username or ''}|{settings.docker_config or ''}|{settings.helper or ''}"
+        plugin = " ".join([settings.plugin.command, *settings.plugin.args]) if settings.plugin is not None else ""
+        return f"{settings.username or ''}|{settings.docker_config or ''}|{settings.helper or ''}|{plugin}"
 
-    async def get(self) -> Credential:
-        """The credential as it is now. Raises CredentialsUnavailable."""
-        settings = self._settings
-        if settings.username is not None and settings.password_file is not None:
-            return Credential(settings.username, (await _read(settings.password_file)).strip())
-        if settings.docker_config is not None:
-            return await self._from_docker_config(settings.docker_config)
-        return await self._from_helper(str(settings.helper), self._names)
+    async def get(self, repository: str) -> Credential | None:
+        """The credential for `repository` as it is now; None where it is to be asked for as nobody.
 
-    async def _from_docker_config(self, file: Path) -> Credential:
+        Raises CredentialsUnavailable where there is none, and never was.
+        """
+        if (look := await self._good(repository)) is None:
+            async with self._locks.setdefault(repository if self._one_image else _ALL, asyncio.Lock()):
+                if (look := await self._good(repository)) is None:
+                    async with self._at_once:
+                        look = await self._look(repository)
+        return self._given(look, repository)
+
+    async def current(self, repository: str) -> Credential | None:
+        """The credential that was found last, its time over or not: no program is run to find out. See `get`."""
+        look = self._last(repository)
+        if look is None or look.mark != await self._place.mark():
+            return await self.get(repository)
+        return self._given(look, repository)
+
+    def forget(self, repository: str) -> None:
+        """The credential was refused: look again next time, a program once it was not asked just now."""
+        if (look := self._last(repository)) is not None:
+            free = look.found is not None and look.found.keep == math.inf
+            look.until = min(look.until, look.at if free else look.at + _PAUSE)
+
+    async def renewed(self, repository: str, refused: Credential) -> Credential | None:
+        """Look once more, since `refused` is not taken: another credential, or None."""
         try:
-            config = json.loads(await _read(file))
-        except (ValueError, RecursionError) as error:
-            raise CredentialsUnavailable(f"{file} is not JSON") from error
-        if not isinstance(config, dict):
-            raise CredentialsUnavailable(f"{file} is not a docker config.json")
-        helpers, auths = _mapping(config, "credHelpers"), _mapping(config, "auths")
-        for name in self._names:
-            if _text(helpers.get(name)):
-                return await self._from_helper(helpers[name], [name])
-        for name in _spellings(self._names):
-            if isinstance(auths.get(name), dict) and (credential := _from_auth(auths[name], file)):
-                return credential
-        if _text(config.get("credsStore")):
-            return await self._from_helper(config["credsStore"], self._names)
-        raise CredentialsUnavailable(f"{file} has nothing for {self._names[-1]}")
-
-    async def _from_helper(self, helper: str, names: Iterable[str]) -> Credential:
-        async with self._asking:
-            if self._kept is not None and time.monotonic() - self._kept[0] < _HELPER_KEPT:
-                return self._kept[1]
-            for name in names:
-                if credential := await _ask_helper(helper, name):
-                    self._kept = (time.monotonic(), credential)
-                    return credential
-        raise CredentialsUnavailable(f"the credential helper {helper} has nothing for this registry")
-
-    def forget(self) -> None:
-        """The credential was refused: ask the helper again next time."""
-        self._kept = None
-
-
-async def _read(file: Path) -> str:
-    try:
-        async with aiofiles.open(file, encoding="utf-8") as stream:
-            return await stream.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CredentialsUnavailable(f"{file} cannot be read") from error
-
-
-def _mapping(config: dict[str, Any], key: str) -> dict[str, Any]:
-    value = config.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _spellings(names: Iterable[str]) -> Iterable[str]:
-    for name in names:
-        yield name
-        if "://" not in name:
-            places = ("", "/", "/v1", "/v1/", "/v2", "/v2/")
-            yield from (f"{scheme}://{name}{place}" for scheme in ("https", "http") for place in places)
-
-
-def _from_auth(entry: dict[str, Any], file: Path) -> Credential | None:
-    """One entry of `auths`: an identity token, `username` and `password`, or both in base64 as `auth`."""
-    if token := _text(entry.get("identitytoken")):
-        return Credential(IDENTITY_TOKEN_USER, token, identity_token=True)
-    if (user := _text(entry.get("username"))) and (password := _text(entry.get("password"))):
-        return Credential(user, password)
-    # Go's decoder, which wrote the file, takes line ends.
-    packed = "".join(_text(entry.get("auth")).split())
-    try:
-        username, colon, secret = base64.b64decode(packed, validate=True).decode().partition(":")
-    except ValueError as error:
-        raise CredentialsUnavailable(f"{file} has an auth that is not base64") from error
-    return Credential(username, secret.rstrip("\0")) if colon else None
-
-
-def _text(value: object) -> str:
-    """A string that says something; Docker's tools leave empty ones and nulls behind."""
-    return value if isinstance(value, str) else ""
-
-
-async def _ask_helper(helper: str, name: str) -> Credential | None:
-    """`docker-credential-HELPER get` for `name`; None where it knows nothing. Errors come on its standard output."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            f"docker-credential-{helper}", "get",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        raise CredentialsUnavailable("the docker credential helper cannot be run") from error
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(name.encode()), _HELPER_TIMEOUT)
-    except TimeoutError as error:
-        raise CredentialsUnavailable(f"docker-credential-{helper} did not answer in time") from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0:
-        if _NOT_FOUND in output.decode(errors="replace"):
+            if await self.get(repository) == refused:
+                self.forget(repository)
+            found = await self.get(repository)
+        except CredentialsUnavailable:
             return None
-        raise CredentialsUnavailable(f"docker-credential-{helper} failed with exit code {process.returncode}")
-    return _helper_answer(helper, output)
+        return found if found != refused else None
 
+    def _given(self, look: _Look, repository: str) -> Credential | None:
+        if look.found is None:
+            raise CredentialsUnavailable(look.failure)
+        return look.found.for_image(self._images(repository))
 
-def _helper_answer(helper: str, output: bytes) -> Credential:
-    try:
-        answer = json.loads(output)
-        username, secret = _text(answer["Username"]), _text(answer["Secret"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CredentialsUnavailable(f"docker-credential-{helper} answered something unexpected") from error
-    if not username and not secret:
-        raise CredentialsUnavailable(f"docker-credential-{helper} answered with nothing")
-    return Credential(username, secret, identity_token=username == IDENTITY_TOKEN_USER)
+    def _images(self, repository: str) -> list[str]:
+        return [f"{name}/{repository}" for name in self._names]
+
+    def _last(self, repository: str) -> _Look | None:
+        return self._looks.get(repository) or self._looks.get(_ALL)
+
+    async def _good(self, repository: str) -> _Look | None:
+        """The last look, if it still counts."""
+        look = self._last(repository)
+        if look is None or not look.at <= self._clock() < look.until:
+            return None
+        return look if look.mark == await self._place.mark() else None
+
+    async def _look(self, repository: str) -> _Look:
+        last, mark = self._last(repository), await self._place.mark()
+        before = last.found if last is not None else None
+        try:
+            found = await self._place.look(self._images(repository))
+        except CredentialsUnavailable as error:
+            if before is not None and self._told != str(error):
+                self._told = str(error)
+                _log.warning("%s: %s; going on with the credential from before", self._names[0], error)
+            now = self._clock()
+            look = _Look(mark, now, now + _PAUSE, before, str(error))
+            self._keep(repository, repository if self._one_image else _ALL, look)
+            return look
+        self._told = ""
+        if before is not None and before.credentials and found.credentials not in ({}, before.credentials):
+            _log.info("%s has another credential", self._names[0])
+        now = self._clock()
+        # Whoever asks for a program's answer at the same time gets the same one, however short its life is.
+        look = _Look(mark, now, now + max(found.keep, _PAUSE), found)
+        if found.credentials:
+            self._one_image = found.one_image
+        self._keep(repository, repository if found.one_image else _ALL, look)
+        return look
+
+    def _keep(self, repository: str, key: str, look: _Look) -> None:
+        self._looks.pop(repository, None)
+        if look.found is None or look.found.credentials:
+            # What is known now of all images, or of each by itself, is not to be hidden by what was known before.
+            self._looks.pop(_ALL, None)
+        self._looks[key] = look
+        if len(self._looks) > _MOST_KEPT:
+            del self._looks[next(iter(self._looks))]

@@ -6,12 +6,14 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from proxy.settings import Settings
 from proxy.telemetry.logs import setup_logging
 from tests.fakes.content import digest_of, make_image
+from tests.fakes.plugin import FakePlugin
 from tests.fakes.proxy import Proxy, running
 from tests.fakes.registry import FakeRegistry, FakeStorage
 
@@ -66,7 +68,8 @@ async def everything(proxy: Proxy, registry: FakeRegistry) -> None:
         sent = {"Authorization": header} if header else {}
         for prefix in ("", "registry.test/"):
             repository = f"/v2/{prefix}team/secret"
-            for path in PATHS:
+            # Of the second tag only those who have no credential know, so it is the proxy's to fetch.
+            for path in PATHS if header else ["manifests/second", *PATHS]:
                 await proxy.get(f"{repository}/{path}", **sent)
             for method, path in (("POST", "blobs/uploads/"), ("PUT", "manifests/v2"), ("DELETE", "manifests/v2")):
                 async with proxy.session.request(method, f"{proxy.url}{repository}/{path}", headers=sent) as answer:
@@ -74,24 +77,33 @@ async def everything(proxy: Proxy, registry: FakeRegistry) -> None:
 
 
 @pytest.mark.parametrize("mode", ["transparent", "metadata-only"])
+@pytest.mark.parametrize("credentials", [True, "public"])
 async def test_secrets_stay_where_they_belong(
     settings: Callable[..., Settings], registry: FakeRegistry, storage: FakeStorage, tmp_path: Path,
-    all_logs: Callable[[], str], mode: str,
+    all_logs: Callable[[], str], mode: str, credentials: bool | str,
 ) -> None:  # fmt: skip
     """Not at the host of a redirect, in logs, in metrics or in the cache directory, whatever fails meanwhile."""
-    registry.storage, registry.private, registry.passwords = storage, {"team/secret": {"alice", "robot"}}, PASSWORDS
+    readers = {"alice", "robot"} | ({""} if credentials == "public" else set())
+    registry.storage, registry.private, registry.passwords = storage, {"team/secret": readers}, PASSWORDS
     registry.push("team/secret", "v1", IMAGE)
+    registry.push("team/secret", "second", make_image(9, seed=22))
+    plugin = FakePlugin(tmp_path / "plugin")
+    plugin.answers({"registry.test": {"username": "robot", "password": PASSWORDS["robot"]}}, duration="1m")
     (tmp_path / "password").write_text(PASSWORDS["robot"])
-    upstream = {"credentials": {"username": "robot", "password_file": str(tmp_path / "password")}}
+    upstream: dict[str, Any] = {"username": "robot", "password_file": str(tmp_path / "password")}
+    if credentials == "public":
+        upstream = {"plugin": {"command": str(plugin.command), "env": {"SECRET": PASSWORDS["robot"]}}}
     cluster = {
         "name": "default", "mode": mode, "push": "forward",
-        "credentials": True, "login": True, "allow_plain_login": True,
+        "credentials": credentials, "login": True, "allow_plain_login": True,
     }  # fmt: skip
-    async with running(settings(upstream, clusters=[cluster])) as proxy:
+    async with running(settings({"credentials": upstream}, clusters=[cluster])) as proxy:
         await everything(proxy, registry)
         assert any("pull,push" in request.query for request in registry.seen)
         given = dict(registry._tokens)
         registry.revoke_tokens()
+        plugin.says(PASSWORDS["robot"], exit_code=1)
+        (tmp_path / "password").unlink()
         storage.expire()
         proxy.clock.advance(301)
         await everything(proxy, registry)
@@ -102,7 +114,7 @@ async def test_secrets_stay_where_they_belong(
         await everything(proxy, registry)
         registry._tokens |= given
         seen = [metrics, all_logs(), *(str(dict(request.headers)) for request in storage.seen)]
-    assert any(request.headers.get("Authorization") for request in registry.seen)
+    assert any(request.headers.get("Authorization", "").endswith("-robot") for request in registry.seen)
     assert bool(storage.seen) is (mode == "transparent")
     assert not any("Authorization" in request.headers for request in storage.seen)
     stored = b"\n".join(stored_in(tmp_path / "cache"))

@@ -16,6 +16,7 @@ from proxy.policy.access import (
     own_principal,
     proof_counts,
     proof_counts_in_outage,
+    public_principal,
     takes_basic,
 )
 from proxy.policy.freshness import lifetimes_of
@@ -25,6 +26,14 @@ NOW = 1_800_000_000.0
 TIMES = lifetimes_of(ManifestSettings())
 OWN = Principal("own", "own")
 CLIENT = Principal("client", "c", "Basic secret")
+
+
+def test_public_is_nobody_whose_pulls_are_counted_elsewhere() -> None:
+    """The same rights, proofs and negative answers as nobody has; its rate limit is another one than either's."""
+    public = public_principal(OWN)
+    assert public == ANONYMOUS
+    assert public.pulls_as == OWN
+    assert len({public.limited_as, ANONYMOUS.limited_as, OWN.limited_as}) == 3
 
 
 def test_a_proof_counts_for_proof_ttl() -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.oci.reference import Repository
-from proxy.policy.access import Principal
+from proxy.policy.access import ANONYMOUS, Principal, public_principal
 from proxy.policy.backoff import Circuit, Reason, Subject, open_circuit
 
 REPOSITORY = Repository("docker.io", "library/nginx")
@@ -35,6 +35,13 @@ def test_one_clients_429_stops_nobody_else() -> None:
     assert scope not in subject(principal=Principal("client", "other")).scopes()
     assert scope not in subject(Repository("ghcr.io", "library/nginx")).scopes()
     assert scope in subject(Repository("docker.io", "other")).scopes()
+
+
+def test_nobodys_429_does_not_stop_who_pulls_with_a_credential() -> None:
+    """Nor the other way round, nor the credential where it has rights of its own."""
+    own = Principal("own", "own")
+    scopes = [subject(principal=who).scope_of("429", False, False) for who in (ANONYMOUS, own, public_principal(own))]
+    assert len(set(scopes)) == 3
 
 
 def test_a_blobs_failure_stops_no_tag() -> None:

@@ -7,6 +7,7 @@ from proxy.server.house import House
 from proxy.settings import ClusterSettings
 
 OPEN, OWN = ClusterSettings(name="open"), ClusterSettings(name="own", credentials=True)
+PUBLIC = ClusterSettings(name="public", credentials="public")
 
 
 def house(key: bytes = b"k" * 32, identity: str = "me") -> House:
@@ -26,6 +27,16 @@ def test_the_three_kinds_of_principals() -> None:
     assert house().principal(OWN, "a.test", "Basic Og==", False).kind == "own"
     assert house().principal(OWN, "b.test", "", False).kind == "anonymous"
     assert house().principal(OPEN, "a.test", "", False).kind == "anonymous"
+
+
+def test_the_proxys_credential_for_its_rate_limit_only() -> None:
+    """Nobody, who pulls as the proxy; a client's own rights stay its own, and without a credential there is nothing."""
+    own = house().principal(OWN, "a.test", "", False)
+    public = house().principal(PUBLIC, "a.test", "", False)
+    assert (public, public.pulls_as) == (house().principal(OPEN, "a.test", "", False), own)
+    client = house().principal(PUBLIC, "a.test", "Bearer x", False)
+    assert (client.kind, client.pulls_as) == ("client", None)
+    assert house().principal(PUBLIC, "b.test", "", False).pulls_as is None
 
 
 def test_keys_tell_principals_apart_and_hold_no_secret() -> None:

@@ -63,7 +63,7 @@ upstreams:
 clusters:
   - {name: one, mode: magic, upstreams: [nowhere.test]}
   - {name: one, match: {}, push: maybe}
-  - {name: '-', match: {listeners: ['0.0.0.0:9'], networks: [1.2.3.4/99]}, login: perhaps, credentials: public}
+  - {name: '-', match: {listeners: ['0.0.0.0:9'], networks: [1.2.3.4/99]}, login: perhaps, credentials: some}
 shutdown_timeout: 1 minute
 log: {level: loud, format: xml, access: perhaps}
 logs: {}
@@ -85,15 +85,11 @@ logs: {}
     assert "less than or equal to 64" in found["workers"]
 
 
-@pytest.mark.parametrize(
-    ("document", "path"),
-    [
-        (UPSTREAM + "clusters: [{name: a, credentials: public}]", "clusters[0].credentials"),
-    ],
-)
-def test_what_this_version_cannot_do_is_refused_by_name(load: Load, document: str, path: str) -> None:
-    """A setting that is silently without effect is worse than one that is missing."""
-    assert "not available in this version" in mistakes(load, document)[path]
+@pytest.mark.parametrize(("written", "value"), [("public", "public"), ("true", True), ("no", False)])
+def test_whether_a_cluster_has_the_credentials(load: Load, written: str, value: object) -> None:
+    """All that they open, their rate limit, or nothing."""
+    settings = load(UPSTREAM + f"clusters: [{{name: a, credentials: {written}}}]")
+    assert settings.clusters[0].credentials == value
 
 
 @pytest.mark.parametrize(
@@ -124,12 +120,44 @@ def test_limits_that_would_stop_everybody_are_mistakes(load: Load, document: str
 @pytest.mark.parametrize(
     "credentials",
     ["{}", "{username: a}", "{password_file: a}", "{username: a, password_file: b, helper: c}",
-     "{helper: a, docker_config: b}"],
+     "{helper: a, docker_config: b}", "{helper: a, plugin: {command: b}}", "{timeout: 5s}",
+     "{username: a, password_file: b, timeout: 5s}", "{username: a, password_file: b, environment: [A]}"],
 )  # fmt: skip
 def test_credentials_come_one_way(load: Load, credentials: str) -> None:
     """None, half of one, or two of them: a mistake."""
     document = f"upstreams: {{a.test: {{url: 'https://a.test', credentials: {credentials}}}}}"
     assert list(mistakes(load, document)) == ['upstreams."a.test".credentials']
+
+
+@pytest.mark.parametrize(
+    ("plugin", "path"),
+    [
+        ("{args: [a]}", "plugin.command"),
+        ("{command: ''}", "plugin.command"),
+        ("{command: a, args: b}", "plugin.args"),
+        ("{command: a, env: [b]}", "plugin.env"),
+        ("{command: a, matchImages: [b]}", "plugin.matchImages"),
+        ("{command: a, default_cache_duration: 12h0m0s}", "plugin.default_cache_duration"),
+        ("{command: a}, timeout: 21s", "timeout"),
+        ("{command: a}, timeout: 0s", "timeout"),
+        ("{command: a}, environment: AWS_*", "environment"),
+    ],
+)
+def test_mistakes_about_a_plugin(load: Load, plugin: str, path: str) -> None:
+    """Each at its place. Nobody can be let wait longer than 20 s for it."""
+    document = f"upstreams: {{a.test: {{url: 'https://a.test', credentials: {{plugin: {plugin}}}}}}}"
+    assert list(mistakes(load, document)) == [f'upstreams."a.test".credentials.{path}']
+
+
+def test_a_plugins_words_may_look_like_numbers(load: Load) -> None:
+    """In YAML they are without quotes; and what is in its environment is not shown."""
+    plugin = "{command: a, args: [1, x], env: {TOKEN: 5071}}"
+    document = f"upstreams: {{a.test: {{url: 'https://a.test', credentials: {{plugin: {plugin}}}}}}}"
+    credentials = load(document).upstreams["a.test"].credentials
+    assert credentials is not None
+    assert credentials.plugin is not None
+    assert (credentials.plugin.args, credentials.plugin.env) == (("1", "x"), {"TOKEN": "5071"})
+    assert "5071" not in repr(credentials)
 
 
 @pytest.mark.parametrize("helper", ["x/y", "../x", "a b", "", "a;b", "a\\n"])
@@ -227,8 +255,17 @@ cache: {directory: data}
 upstreams:
   a.test: {url: 'https://a.test', ca: ca.crt, credentials: {username: me, password_file: sub/pw}}
   b.test: {url: 'https://b.test', ca: /etc/ca.crt, credentials: {docker_config: config.json}}
+  c.test: {url: 'https://c.test', credentials: {plugin: {command: bin/ecr}}}
+  d.test: {url: 'https://d.test', credentials: {plugin: {command: ecr}}}
 """
     settings = load(document)
+    commands = [
+        one.credentials.plugin.command
+        for one in settings.upstreams.values()
+        if one.credentials is not None and one.credentials.plugin is not None
+    ]
+    # One without a slash is looked for along PATH.
+    assert commands == [str(tmp_path / "bin/ecr"), "ecr"]
     a, b = settings.upstreams["a.test"], settings.upstreams["b.test"]
     assert a.credentials is not None
     assert b.credentials is not None

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from proxy.settings import CredentialSettings
-from proxy.upstream import credentials
 from proxy.upstream.credentials import Credential, CredentialSource, CredentialsUnavailable
+from tests.fakes.clock import ManualClock
 
 AUTH = base64.b64encode(b"me:pass:word").decode()
 MakeHelper = Callable[[str, str], None]
@@ -48,6 +48,13 @@ def from_helper(name: str, *names: str) -> CredentialSource:
     return CredentialSource(CredentialSettings(helper=name), names or ("reg.test",))
 
 
+async def got(source: CredentialSource) -> Credential:
+    """What it has, which is something."""
+    credential = await source.get("team/app")
+    assert credential is not None
+    return credential
+
+
 def test_basic_is_utf8_in_base64_and_the_secret_in_no_repr() -> None:
     """RFC 7617 with UTF-8; logs print representations."""
     credential = Credential("mé", "gehe:im")
@@ -60,9 +67,9 @@ async def test_a_password_file_is_read_each_time(tmp_path: Path) -> None:
     file = tmp_path / "password"
     source = CredentialSource(CredentialSettings(username="me", password_file=file), ["reg.test"])
     file.write_text("first\n")
-    assert await source.get() == Credential("me", "first")
+    assert await source.get("team/app") == Credential("me", "first")
     file.write_text("second")
-    assert await source.get() == Credential("me", "second")
+    assert await source.get("team/app") == Credential("me", "second")
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
@@ -73,7 +80,7 @@ async def test_a_password_file_that_cannot_be_read(tmp_path: Path, content: byte
         file.write_bytes(content)
     source = CredentialSource(CredentialSettings(username="me", password_file=file), ["reg.test"])
     with pytest.raises(CredentialsUnavailable, match="password cannot be read"):
-        await source.get()
+        await source.get("team/app")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +99,7 @@ async def test_a_password_file_that_cannot_be_read(tmp_path: Path, content: byte
 )
 async def test_entries_of_auths(tmp_path: Path, entry: dict[str, str], wanted: Credential) -> None:
     """`auth` in base64, both parts in the open, or an identity token, which wins."""
-    assert await from_config(tmp_path, {"auths": {"reg.test": entry}}).get() == wanted
+    assert await from_config(tmp_path, {"auths": {"reg.test": entry}}).get("team/app") == wanted
 
 
 @pytest.mark.parametrize(
@@ -100,14 +107,15 @@ async def test_entries_of_auths(tmp_path: Path, entry: dict[str, str], wanted: C
 )
 async def test_the_keys_that_docker_has_written_over_the_years(tmp_path: Path, key: str) -> None:
     """With and without scheme and API path."""
-    assert (await from_config(tmp_path, {"auths": {key: {"auth": AUTH}}}).get()).username == "me"
+    assert (await got(from_config(tmp_path, {"auths": {key: {"auth": AUTH}}}))).username == "me"
 
 
 async def test_docker_hub_stands_under_its_old_address(tmp_path: Path) -> None:
     """`docker login` writes `https://index.docker.io/v1/`, which comes before docker.io."""
     auths = {"docker.io": {"auth": "eDp5"}, "https://index.docker.io/v1/": {"auth": AUTH}}
-    assert (await from_config(tmp_path, {"auths": auths}, "docker.io").get()).username == "me"
-    assert (await from_config(tmp_path, {"auths": {"docker.io": {"auth": AUTH}}}, "docker.io").get()).username == "me"
+    assert (await got(from_config(tmp_path, {"auths": auths}, "docker.io"))).username == "me"
+    plain = from_config(tmp_path, {"auths": {"docker.io": {"auth": AUTH}}}, "docker.io")
+    assert (await got(plain)).username == "me"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +130,7 @@ async def test_docker_hub_stands_under_its_old_address(tmp_path: Path) -> None:
 async def test_a_config_that_has_nothing_usable(tmp_path: Path, config: object) -> None:
     """No JSON, other shapes, other registries, no base64, no colon: unavailable, and nothing of it is repeated."""
     with pytest.raises(CredentialsUnavailable) as caught:
-        await from_config(tmp_path, config).get()
+        await from_config(tmp_path, config).get("team/app")
     assert AUTH not in str(caught.value)
 
 
@@ -130,28 +138,32 @@ async def test_a_helper_is_asked_for_the_registry(tmp_path: Path, helper: MakeHe
     """`docker-credential-NAME get`, the name on its standard input; `<token>` marks an identity token."""
     helper("good", 'echo \'{"ServerURL":"reg.test","Username":"me","Secret":"pw"}\'')
     helper("token", 'echo \'{"Username":"<token>","Secret":"t"}\'')
-    assert await from_helper("good").get() == Credential("me", "pw")
+    assert await from_helper("good").get("team/app") == Credential("me", "pw")
     assert asked(tmp_path, "good") == ["get reg.test"]
-    assert (await from_helper("token").get()).identity_token
+    assert (await got(from_helper("token"))).identity_token
 
 
 async def test_a_helpers_answer_is_kept_until_it_is_forgotten(tmp_path: Path, helper: MakeHelper) -> None:
-    """A process costs; a refused credential is asked for again."""
+    """A process costs; a refused credential is asked for again, but not at once: upstreams can refuse a great deal."""
     helper("good", 'echo \'{"Username":"me","Secret":"pw"}\'')
-    source = from_helper("good")
-    await source.get()
-    await source.get()
-    assert len(asked(tmp_path, "good")) == 1
-    source.forget()
-    await source.get()
-    assert len(asked(tmp_path, "good")) == 2
+    clock = ManualClock()
+    source = CredentialSource(CredentialSettings(helper="good"), ["reg.test"], clock)
+    for seconds, times in ((0, 1), (299, 1), (301, 2), (0, 2)):
+        clock.advance(seconds)
+        await source.get("team/app")
+        assert len(asked(tmp_path, "good")) == times
+    for seconds, times in ((9, 2), (1, 3)):
+        clock.advance(seconds)
+        source.forget("team/app")
+        await source.get("team/app")
+        assert len(asked(tmp_path, "good")) == times
 
 
 async def test_a_helper_that_does_not_know_is_asked_by_every_name(tmp_path: Path, helper: MakeHelper) -> None:
     """`credentials not found` comes on standard output with exit code 1; then nothing is had."""
     helper("empty", 'echo "credentials not found in native keychain"; exit 1')
     with pytest.raises(CredentialsUnavailable, match="nothing for this registry"):
-        await from_helper("empty", "docker.io", "index.docker.io").get()
+        await from_helper("empty", "docker.io", "index.docker.io").get("team/app")
     assert asked(tmp_path, "empty") == ["get https://index.docker.io/v1/", "get docker.io", "get index.docker.io"]
 
 
@@ -173,7 +185,7 @@ async def test_a_helper_that_fails(helper: MakeHelper, script: str, message: str
     """Unavailable with the helper's name, and nothing of what it said: that may be a secret."""
     helper("bad", script)
     with pytest.raises(CredentialsUnavailable, match=message) as caught:
-        await from_helper("bad").get()
+        await from_helper("bad").get("team/app")
     assert "docker-credential-bad" in str(caught.value)
     assert "geheim" not in str(caught.value)
 
@@ -184,18 +196,16 @@ async def test_a_helper_that_is_not_there_or_cannot_run(helper: MakeHelper, tmp_
     (tmp_path / "bin" / "docker-credential-text").write_text("no program")
     for name in ("missing", "text"):
         with pytest.raises(CredentialsUnavailable, match="cannot be run"):
-            await from_helper(name).get()
+            await from_helper(name).get("team/app")
 
 
-async def test_a_helper_that_hangs_is_ended(
-    helper: MakeHelper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_helper_that_hangs_is_ended(helper: MakeHelper, tmp_path: Path) -> None:
     """After its time, and its process with it."""
-    monkeypatch.setattr(credentials, "_HELPER_TIMEOUT", 0.2)
     helper("slow", f"echo $$ > {tmp_path / 'pid'}; exec sleep 60")
+    source = CredentialSource(CredentialSettings(helper="slow", timeout="200ms"), ["reg.test"])
     async with asyncio.timeout(10):
         with pytest.raises(CredentialsUnavailable, match="in time"):
-            await from_helper("slow").get()
+            await source.get("team/app")
     if (tmp_path / "pid").exists():  # unless it was ended before it had begun
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "pid").read_text()), 0)
@@ -206,10 +216,12 @@ async def test_a_registrys_own_helper_comes_first_and_the_store_last(tmp_path: P
     helper("mine", 'echo \'{"Username":"mine","Secret":"pw"}\'')
     helper("store", 'echo \'{"Username":"store","Secret":"pw"}\'')
     config = {"credHelpers": {"reg.test": "mine"}, "credsStore": "store", "auths": {"reg.test": {"auth": AUTH}}}
-    assert (await from_config(tmp_path, config).get()).username == "mine"
-    assert (await from_config(tmp_path, config | {"credHelpers": {"other.test": "mine"}}).get()).username == "me"
+    assert (await got(from_config(tmp_path, config))).username == "mine"
+    config |= {"credHelpers": {"other.test": "mine"}}
+    assert (await got(from_config(tmp_path, config))).username == "me"
     # `docker login` with a store leaves an empty entry behind.
-    assert (await from_config(tmp_path, {"credsStore": "store", "auths": {"reg.test": {}}}).get()).username == "store"
+    config = {"credsStore": "store", "auths": {"reg.test": {}}}
+    assert (await got(from_config(tmp_path, config))).username == "store"
 
 
 def test_the_identity_outlives_the_secret(tmp_path: Path) -> None:
@@ -223,7 +235,7 @@ def test_the_identity_outlives_the_secret(tmp_path: Path) -> None:
 async def test_odd_configs_are_unavailable_too(tmp_path: Path, config: object) -> None:
     """Whatever is in the file, only CredentialsUnavailable comes out."""
     with pytest.raises(CredentialsUnavailable):
-        await from_config(tmp_path, config).get()
+        await from_config(tmp_path, config).get("team/app")
 
 
 @pytest.mark.parametrize(
@@ -235,13 +247,13 @@ async def test_odd_configs_are_unavailable_too(tmp_path: Path, config: object) -
 )
 async def test_what_is_empty_or_null_is_as_good_as_absent(tmp_path: Path, config: object) -> None:
     """Docker's own tools leave empty strings and nulls behind; the next place counts."""
-    assert (await from_config(tmp_path, config).get()).username == "me"
+    assert (await got(from_config(tmp_path, config))).username == "me"
 
 
 async def test_an_empty_store_is_none(tmp_path: Path) -> None:
     """The message is then that the file has nothing, not that a program is missing."""
     with pytest.raises(CredentialsUnavailable, match=r"has nothing for reg\.test"):
-        await from_config(tmp_path, {"credsStore": ""}).get()
+        await from_config(tmp_path, {"credsStore": ""}).get("team/app")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +261,7 @@ async def test_an_empty_store_is_none(tmp_path: Path) -> None:
 )
 async def test_what_docker_itself_accepts(tmp_path: Path, auths: dict[str, object]) -> None:
     """`base64` wraps its lines, and `docker login https://reg.test/` keeps the slash."""
-    assert (await from_config(tmp_path, {"auths": auths}).get()).username == "me"
+    assert (await got(from_config(tmp_path, {"auths": auths}))).username == "me"
 
 
 @pytest.mark.parametrize(
@@ -259,4 +271,173 @@ async def test_a_helper_without_an_answer_has_none(helper: MakeHelper, answer: s
     """Nothing is sent rather than nonsense."""
     helper("odd", f"echo '{answer}'")
     with pytest.raises(CredentialsUnavailable):
-        await from_helper("odd").get()
+        await from_helper("odd").get("team/app")
+
+
+# What changes.
+
+
+def mounted(folder: Path, version: int, **files: str) -> None:
+    """As kubelet brings a secret: the files in a folder of their own, to which the link `..data` is swapped."""
+    (folder / f"..{version}").mkdir(parents=True)
+    for name, content in files.items():
+        (folder / f"..{version}" / name).write_text(content)
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(f"..data/{name}")
+    (folder / "..next").symlink_to(f"..{version}")
+    os.replace(folder / "..next", folder / "..data")
+
+
+async def test_a_mounted_secret_that_is_swapped(tmp_path: Path) -> None:
+    """The same path leads to another file of the same length and age: it is read again, once."""
+    mounted(tmp_path / "secret", 1, password="one")
+    file = tmp_path / "secret" / "password"
+    source = CredentialSource(CredentialSettings(username="me", password_file=file), ["reg.test"])
+    assert await source.get("team/app") == await source.current("team/app") == Credential("me", "one")
+    mounted(tmp_path / "secret", 2, password="two")
+    times = (tmp_path / "secret" / "..1" / "password").stat()
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert await source.current("team/app") == await source.get("team/app") == Credential("me", "two")
+
+
+async def test_a_file_that_did_not_change_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at it costs less."""
+    (tmp_path / "password").write_text("one")
+    source = CredentialSource(
+        CredentialSettings(username="me", password_file=tmp_path / "password"), ["reg.test"]
+    )  # fmt: skip
+    await source.get("team/app")
+    monkeypatch.setattr("proxy.upstream.files._read", None)
+    assert await source.get("other/app") == Credential("me", "one")
+
+
+def to_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+BROKEN: dict[str, Callable[[Path], object]] = {
+    "gone": Path.unlink,
+    "empty": lambda file: file.write_text("  \n"),
+    "half": lambda file: file.write_text('{"auths": {"reg.te'),
+    "binary": lambda file: file.write_bytes(b"\xff"),
+    "a folder": to_folder,
+}
+
+
+@pytest.mark.parametrize("way", ["password", "config"])
+@pytest.mark.parametrize("broken", [name for name in BROKEN if name != "half"])
+async def test_what_is_broken_takes_nothing_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, way: str, broken: str
+) -> None:
+    """The credential from before goes on, one line says so; what is good again counts at once."""
+    file, clock = tmp_path / "file", ManualClock()
+    good = json.dumps({"auths": {"reg.test": {"auth": AUTH}}}) if way == "config" else "pass:word"
+    settings = CredentialSettings(docker_config=file) if way == "config" else None
+    file.write_text(good)
+    source = CredentialSource(settings or CredentialSettings(username="me", password_file=file), ["reg.test"], clock)
+    assert await source.get("team/app") == Credential("me", "pass:word")
+    BROKEN[broken](file)
+    for _ in range(5):
+        assert await source.get("team/app") == await source.current("team/app") == Credential("me", "pass:word")
+        clock.advance(7)
+    (line,) = caplog.messages
+    assert line.startswith(f"reg.test: {file} ")
+    assert line.endswith("; going on with the credential from before")
+    assert AUTH not in line
+    if file.is_dir():
+        file.rmdir()
+    file.write_text(good.replace("pass:word", "another").replace(AUTH, base64.b64encode(b"me:another").decode()))
+    assert await source.get("team/app") == Credential("me", "another")
+
+
+async def test_a_config_that_is_half_written(tmp_path: Path) -> None:
+    """Its writer has not finished: the one from before counts."""
+    source = from_config(tmp_path, {"auths": {"reg.test": {"auth": AUTH}}})
+    before = await source.get("team/app")
+    BROKEN["half"](tmp_path / "config.json")
+    assert await source.get("team/app") == before
+
+
+async def test_what_was_never_there_is_found_as_soon_as_it_is(tmp_path: Path) -> None:
+    """A secret that is mounted late."""
+    file = tmp_path / "password"
+    source = CredentialSource(CredentialSettings(username="me", password_file=file), ["reg.test"], ManualClock())
+    for _ in range(2):
+        with pytest.raises(CredentialsUnavailable):
+            await source.get("team/app")
+    file.write_text("pw")
+    assert await source.get("team/app") == Credential("me", "pw")
+
+
+async def test_a_refused_file_is_read_whatever_it_looks_like(tmp_path: Path) -> None:
+    """Another content of the same length in the same tick of the clock cannot be seen from outside."""
+    file = tmp_path / "password"
+    file.write_text("one")
+    source = CredentialSource(CredentialSettings(username="me", password_file=file), ["reg.test"])
+    assert await source.renewed("team/app", Credential("me", "one")) is None
+    look = source._looks[""]
+    file.write_text("two")
+    look.mark = await source._place.mark()
+    assert await source.get("team/app") == Credential("me", "one")
+    assert await source.renewed("team/app", Credential("me", "one")) == Credential("me", "two")
+    assert await source.renewed("team/app", Credential("me", "one")) == Credential("me", "two")
+
+
+async def test_a_helper_that_fails_takes_nothing_away(
+    tmp_path: Path, helper: MakeHelper, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is it run for every request."""
+    helper("shaky", 'echo \'{"Username":"me","Secret":"geheim"}\'')
+    clock = ManualClock()
+    source = CredentialSource(CredentialSettings(helper="shaky"), ["reg.test"], clock)
+    await source.get("team/app")
+    helper("shaky", "echo geheim; exit 1")
+    clock.advance(301)
+    for _ in range(3):
+        assert await source.get("team/app") == Credential("me", "geheim")
+    assert len(asked(tmp_path, "shaky")) == 2
+    assert caplog.messages == [
+        "reg.test: docker-credential-shaky failed with exit code 1; going on with the credential from before"
+    ]
+    clock.advance(11)
+    await source.get("team/app")
+    assert len(asked(tmp_path, "shaky")) == 3
+    assert len(caplog.messages) == 1
+
+
+async def test_a_helper_that_never_answered_is_not_run_for_everybody(tmp_path: Path, helper: MakeHelper) -> None:
+    """Those who wait share its failure."""
+    helper("bad", "exit 1")
+    source = from_helper("bad")
+    results = await asyncio.gather(*(source.get("team/app") for _ in range(20)), return_exceptions=True)
+    assert {type(result) for result in results} == {CredentialsUnavailable}
+    assert len(asked(tmp_path, "bad")) == 1
+
+
+async def test_those_who_wait_share_a_helpers_answer(tmp_path: Path, helper: MakeHelper) -> None:
+    """One process for all of them."""
+    helper("good", 'echo \'{"Username":"me","Secret":"pw"}\'')
+    source = from_helper("good")
+    assert set(await asyncio.gather(*(source.get(f"team/{n}") for n in range(20)))) == {Credential("me", "pw")}
+    assert len(asked(tmp_path, "good")) == 1
+
+
+async def test_a_configs_helper_is_asked_again_when_the_config_changes(tmp_path: Path, helper: MakeHelper) -> None:
+    """Its answer belongs to what the file says."""
+    helper("one", 'echo \'{"Username":"one","Secret":"pw"}\'')
+    helper("two", 'echo \'{"Username":"two","Secret":"pw"}\'')
+    source = from_config(tmp_path, {"credsStore": "one"})
+    assert await source.get("team/app") == await source.get("team/app") == Credential("one", "pw")
+    assert len(asked(tmp_path, "one")) == 1
+    (tmp_path / "config.json").write_text(json.dumps({"credsStore": "two", "auths": {}}))
+    assert await source.get("team/app") == Credential("two", "pw")
+
+
+async def test_a_file_larger_than_any_secret(tmp_path: Path) -> None:
+    """A mistake in the configuration does not fill the memory."""
+    file = tmp_path / "password"
+    file.write_bytes(b"a" * (1024 * 1024 + 1))
+    source = CredentialSource(CredentialSettings(username="me", password_file=file), ["reg.test"])
+    with pytest.raises(CredentialsUnavailable, match="larger than"):
+        await source.get("team/app")
