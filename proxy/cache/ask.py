@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from proxy.cache.records import (
     KEEP_CONTENT,
     MemberRecord,
+    Proved,
     dump_proof,
     load_proof,
     member_key,
@@ -100,16 +102,32 @@ class Rights:
         # Refusals besides what the store says: a store that cannot be written must not keep a proof alive.
         self._refused: dict[str, None] = {}
 
-    async def grant(self, ask: Ask, digest: Digest, media_type: str, size: int) -> MemberRecord:
-        """The upstream answered `ask` with this manifest or blob: a proof for the one, membership for the other."""
-        member = await self.admit(ask, digest, media_type, size)
+    async def grant(
+        self, ask: Ask, digest: Digest, media_type: str, size: int, generation: bytes | None
+    ) -> MemberRecord:
+        """The upstream answered `ask` with this manifest or blob: a proof for the one, membership for the other.
+
+        `generation`: see `admit`.
+        """
+        member = await self.admit(ask, digest, media_type, size, generation)
         await self.prove(ask)
         return member
 
-    async def admit(self, ask: Ask, digest: Digest, media_type: str, size: int) -> MemberRecord:
-        """The upstream served this manifest or blob in the repository, to whomever."""
+    async def admit(
+        self, ask: Ask, digest: Digest, media_type: str, size: int, generation: bytes | None
+    ) -> MemberRecord:
+        """The upstream served this manifest or blob in the repository, to whomever.
+
+        `generation`: the repository's when the upstream was asked. Where something was pushed or deleted since, the
+        answer may be older than that and makes nothing a member.
+        """
+        key = member_key(ask.repository, digest)
+        if not media_type:
+            # The head of a blob says nothing of the type that a manifest was answered with.
+            known = MemberRecord.load((await self._records.get(key))[0])
+            media_type = known.media_type if known is not None else ""
         member = MemberRecord(media_type, size, self._clock())
-        await self._records.put({member_key(ask.repository, digest): member.dump()})
+        await self._records.put({key: member.dump()}, only_while=(pushed_key(ask.repository), generation))
         return member
 
     async def has(self, ask: Ask, digest: Digest) -> bool:
@@ -120,20 +138,25 @@ class Rights:
         proof = self.proof(ask, raw_proof)
         return raw_member is not None and proof_counts(proof, ask.principal, self._clock(), ask.lifetimes)
 
-    async def prove(self, ask: Ask) -> None:
-        """The upstream answered `ask`."""
-        self._refused.pop(proof_key(ask.principal, ask.repository), None)
-        keep = proof_kept(ask.principal, ask.lifetimes)
-        await self._records.put({proof_key(ask.principal, ask.repository): dump_proof(Proof(self._clock()))}, keep)
+    async def withdraw(self, ask: Ask, digest: Digest) -> None:
+        """What `ask` was answered with were other bytes: that was no answer."""
+        await self._records.delete(member_key(ask.repository, digest))
+        await self.refuse(ask)
+
+    async def prove(self, ask: Ask, what: Proved = "content") -> None:
+        """The upstream answered `ask` with content, or with a list."""
+        key = proof_key(ask.principal, ask.repository, what)
+        self._refused.pop(key, None)
+        await self._records.put({key: dump_proof(Proof(self._clock()))}, proof_kept(ask.principal, ask.lifetimes))
 
     async def refuse(self, ask: Ask) -> None:
-        """The upstream refused `ask`: its proof ends."""
-        key = proof_key(ask.principal, ask.repository)
-        self._refused[key] = None
-        if len(self._refused) > _MOST_REFUSED:
+        """The upstream refused `ask`: its proofs end."""
+        keys = [proof_key(ask.principal, ask.repository, what) for what in get_args(Proved)]
+        self._refused |= dict.fromkeys(keys)
+        while len(self._refused) > _MOST_REFUSED:
             del self._refused[next(iter(self._refused))]
-        await self._records.delete(key)
+        await self._records.delete(*keys)
 
-    def proof(self, ask: Ask, raw: bytes | None) -> Proof | None:
+    def proof(self, ask: Ask, raw: bytes | None, what: Proved = "content") -> Proof | None:
         """The proof that was stored as `raw`, unless it was refused since."""
-        return load_proof(raw) if proof_key(ask.principal, ask.repository) not in self._refused else None
+        return load_proof(raw) if proof_key(ask.principal, ask.repository, what) not in self._refused else None

@@ -44,9 +44,14 @@ class Circuits:
         self._jitter = jitter
         self._circuits: dict[Scope, Circuit] = {}
 
-    def failing(self, subject: Subject) -> Circuit | None:
-        """The circuit that holds `subject` back longest; it is open, or due for a probe."""
-        found = [circuit for scope in subject.scopes() if (circuit := self._living(scope)) is not None]
+    def failing(self, subject: Subject, proved: bool = True) -> Circuit | None:
+        """The circuit that holds `subject` back longest; it is open, or due for a probe.
+
+        Where it is not `proved`, only what the principal itself met, or what nobody can bring about, counts: else
+        whoever lost a right could make the upstream fail for somebody else, and be served on.
+        """
+        scopes = subject.scopes() if proved else subject.scopes_of_rights()
+        found = [circuit for scope in scopes if (circuit := self._living(scope)) is not None]
         return max(found, key=lambda circuit: circuit.until, default=None)
 
     def failed(self, subject: Subject, failure: UpstreamFailure) -> None:
@@ -54,16 +59,23 @@ class Circuits:
         now = self._clock()
         invalid = isinstance(failure, UpstreamInvalid)
         scope = subject.scope_of(failure.reason, failure.at_token_server, invalid)
-        circuit = self._living(scope)
-        if circuit is None or not circuit.is_open(now):
-            # A failure while the circuit is open is one more of the same, not a further step, nor a further line.
-            circuit = open_circuit(circuit, failure.reason, failure.retry_after, now, self._jitter())
-            self._circuits[scope] = circuit
+        opened = self._open(scope, failure, now)
+        circuit = self._circuits[scope]
+        if opened:
             _log.warning("%s (%s, failure %d of %s)", failure, failure.reason, circuit.failures, "/".join(scope))
+        self._open(subject.own_scope(), failure, now)
         if failure.reason == "429" and failure.retry_after is None:
             failure.retry_after = circuit.until - now
         if len(self._circuits) > _MOST_CIRCUITS:
             self._circuits = dict(list(self._circuits.items())[_MOST_CIRCUITS // 2 :])
+
+    def _open(self, scope: Scope, failure: UpstreamFailure, now: float) -> bool:
+        """Open the circuit of `scope` for a step; not where it is open: that failure is one more of the same."""
+        circuit = self._living(scope)
+        if circuit is not None and circuit.is_open(now):
+            return False
+        self._circuits[scope] = open_circuit(circuit, failure.reason, failure.retry_after, now, self._jitter())
+        return True
 
     def succeeded(self, subject: Subject) -> None:
         """`subject` was answered."""
@@ -131,16 +143,23 @@ class Attempts(Generic[T]):
         self._flights: SingleFlight[T] = SingleFlight(kind)
 
     async def run(
-        self, ask: Ask, reference: str | Digest, key: Hashable, attempt: Attempt[T], usable: bool
+        self,
+        ask: Ask,
+        reference: str | Digest,
+        key: Hashable,
+        attempt: Attempt[T],
+        usable: bool,
+        proved: bool = False,
     ) -> tuple[T, bool]:
         """The result of `attempt`, shared under `key`, and whether another one's was joined.
 
-        `usable`: the caller has something to fall back on when this raises UpstreamFailure. Raises UpstreamError.
+        `usable`: the caller has something to fall back on when this raises UpstreamFailure. `proved`: its proof counts,
+        so that this is no question of rights. Raises UpstreamError.
         """
         subject, generation = self._subject(ask, reference), await self.generation(ask)
         self._missing.raise_if_known(ask, str(reference), generation)
         key, learning = (generation, key), self._learning(ask, reference, attempt, generation)
-        circuit, now = self._circuits.failing(subject), self._clock()
+        circuit, now = self._circuits.failing(subject, proved), self._clock()
         if usable and circuit is not None:
             if not circuit.is_open(now):
                 # One probe a step goes out in the background, shared and owned like any attempt.

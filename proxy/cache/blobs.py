@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol
 from proxy.cache.ask import Ask, Clock, Records, Rights
 from proxy.cache.attempts import Attempts, Circuits
 from proxy.cache.download import Request, Uncacheable
-from proxy.cache.fill import Fill, LeftBehindWrong, Means, user_of
+from proxy.cache.fill import Fill, LeftBehindWrong, Means, OtherSource, user_of
 from proxy.cache.records import (
     UNKNOWN_SIZE,
     MemberRecord,
@@ -28,6 +28,7 @@ from proxy.cache.records import (
     wrong_key,
 )
 from proxy.oci.digest import Digest
+from proxy.oci.manifest import content_type_of
 from proxy.oci.ranges import first_position, parse_content_range, starts_past_zero
 from proxy.policy.access import Proof, proof_counts, proof_counts_in_outage
 from proxy.policy.freshness import CacheState, Verdict
@@ -38,6 +39,7 @@ from proxy.upstream.errors import (
     UpstreamError,
     UpstreamFailure,
     UpstreamInvalid,
+    UpstreamMissing,
     UpstreamRefused,
     UpstreamRejected,
     WrongDigest,
@@ -191,9 +193,11 @@ class Blobs:
         self._attempts.check(ask, digest, generation)
         try:
             async with self._direct(ask, digest, range_header, follow) as reply:
-                size = reply.content_length if reply.status == 200 else None
                 self._attempts.succeeded(ask, digest)
-                await self._rights.grant(ask, digest, "", size if size is not None else UNKNOWN_SIZE)
+                if reply.location is None and not _is_page(reply):
+                    # An address that nobody has looked at says nothing, nor does a page to log in at.
+                    size = reply.content_length if reply.status == 200 else None
+                    await self._rights.grant(ask, digest, "", UNKNOWN_SIZE if size is None else size, generation)
                 yield reply
         except UpstreamError as error:
             await self._attempts.failed(ask, digest, error, generation)
@@ -219,16 +223,23 @@ class Blobs:
         while True:
             fill = self._fills.get(digest)
             own = fill is None or not fill.joinable
+            if fill is not None and not own and fill.source != self._upstreams[ask.repository.registry].source:
+                raise OtherSource(f"{digest} is on its way from elsewhere")
             if fill is None or own:
                 self._attempts.check(ask, digest, generation)
                 fill = self._start_fill(ask, digest, start, generation)
             reader = fill.join(ask)
             verdict = Verdict(CacheState.MISS if own else CacheState.JOINED, 0.0)
             try:
-                await reader.confirmed()
-                if not own or ask.rights not in fill.granted:
+                right: Verdict | None = None
+                if ask.rights != fill.ask.rights:
+                    # Meanwhile: those who may not have it are nobody's to wait for.
                     right = await self._ensure_right(ask, digest)
-                    verdict = right if fill.present else verdict
+                    fill.vouched(reader)
+                await reader.confirmed()
+                if right is None and (not own or ask.rights not in fill.granted):
+                    right = await self._ensure_right(ask, digest)
+                verdict = right if right is not None and fill.present else verdict
             except BaseException as error:
                 await reader.close()
                 # Another principal's or repository's failure says nothing about this one: begin anew.
@@ -242,18 +253,23 @@ class Blobs:
 
         async def granted(asked: Ask, media_type: str, size: int) -> None:
             self._attempts.succeeded(asked, digest)
-            await self._rights.grant(asked, digest, media_type, size)
+            await self._rights.grant(asked, digest, media_type, size, generation)
 
-        async def failed(error: UpstreamError) -> None:
+        async def refused(asked: Ask, error: UpstreamRefused | UpstreamMissing) -> None:
+            await self._attempts.failed(asked, digest, error, generation)
+
+        async def failed(asked: Ask, error: UpstreamError) -> None:
             if isinstance(error, WrongDigest):
                 await self._remember_wrong(ask, digest)
-            if not isinstance(error, LeftBehindWrong):
-                await self._attempts.failed(ask, digest, error, generation)
+                for one in fill.granted.values():
+                    await self._rights.withdraw(one, digest)
+            if not isinstance(error, LeftBehindWrong | UpstreamRefused | UpstreamMissing):
+                await self._attempts.failed(asked, digest, error, generation)
             _log.warning("fill of %s from %s failed: %s", digest, ask.repository, error)
 
         means = Means(
-            self._store, upstream.slots, upstream.parallel, self._ranges_of(digest, upstream), granted, failed,
-            self._tell, self._worker or 0, self._worker is not None,
+            self._store, upstream.slots, upstream.parallel, self._ranges_of(digest, upstream), granted, refused, failed,
+            self._tell, upstream.source, self._worker or 0, self._worker is not None,
         )  # fmt: skip
         fill = self._fills[digest] = Fill(digest, ask, start, means)
         task = asyncio.get_running_loop().create_task(self._run_fill(fill), name=f"fill {digest}")
@@ -312,7 +328,7 @@ class Blobs:
 
     def _log_trouble(self, error: Uncacheable) -> None:
         now = self._clock()
-        if abs(now - self._last_logged) >= _LOG_INTERVAL:
+        if not isinstance(error, OtherSource) and abs(now - self._last_logged) >= _LOG_INTERVAL:
             self._last_logged = now
             _log.error("a blob is streamed past the cache: %s", error)
 
@@ -362,12 +378,15 @@ class Blobs:
         return size
 
     async def _ask_head(self, ask: Ask, digest: Digest) -> int:
+        generation = await self._attempts.generation(ask)
         size = await self._size_upstream(ask, digest)
-        # Of a blob that is here the size is known better than by any head.
         if (stored := await self._open_stored(ask, digest)) is not None:
-            size = stored.size
+            here = stored.size
             stored.close()
-        await self._rights.grant(ask, digest, "", size)
+            if size != here:
+                # Whatever it speaks of, it is not this blob.
+                raise UpstreamInvalid(f"{ask.repository} {digest} has {size} bytes there and {here} here")
+        await self._rights.grant(ask, digest, "", size, generation)
         return size
 
     async def _size_upstream(self, ask: Ask, digest: Digest) -> int:
@@ -375,16 +394,16 @@ class Blobs:
         try:
             async with self._upstreams[ask.repository.registry].request(call) as reply:
                 if (size := reply.content_length) is not None:
-                    return size
+                    return _checked_size(ask, reply, size)
         except (UpstreamRefused, UpstreamRejected, UpstreamInvalid):
             # ECR Public answers HEAD with 401, GHCR's signed addresses answer it with 403, where GET works.
             pass
         async with self._direct(ask, digest, "bytes=0-0", small=True) as reply:
             _, _, total = parse_content_range(reply.headers.get("Content-Range")) or (0, 0, None)
             if reply.status == 206 and total is not None:
-                return total
+                return _checked_size(ask, reply, total)
             if reply.status == 200 and reply.content_length is not None:
-                return reply.content_length
+                return _checked_size(ask, reply, reply.content_length)
         raise UpstreamInvalid(f"{ask.repository.registry} does not say how long {digest} is")
 
     def _direct(
@@ -395,3 +414,14 @@ class Blobs:
         path = f"blobs/{digest}"
         call = Call("blob", "GET", ask.repository, ask.principal, path, headers, follow=follow, pool=pool)
         return self._upstreams[ask.repository.registry].request(call)
+
+
+def _is_page(reply: Reply) -> bool:
+    return content_type_of(reply.headers.get("Content-Type", "")) == "text/html"
+
+
+def _checked_size(ask: Ask, reply: Reply, size: int) -> int:
+    """`size`, where `reply` speaks of a blob. Raises UpstreamInvalid for a page to log in at, which has one too."""
+    if _is_page(reply):
+        raise UpstreamInvalid(f"{ask.repository.registry} answered for a blob with a page")
+    return size

@@ -17,12 +17,20 @@ from typing import Protocol, TypeVar
 from proxy.cache.ask import Ask
 from proxy.cache.plan import FIRST_RANGE, Gain, Next, Pace, Running, next_range
 from proxy.oci.digest import Digest
+from proxy.oci.manifest import content_type_of
 from proxy.oci.ranges import parse_content_range
 from proxy.storage.base import PartialBlob
 from proxy.storage.fillmap import BLOCK
 from proxy.telemetry.events import FillResumed, Tell
 from proxy.upstream.client import Reply
-from proxy.upstream.errors import RangeRefused, UpstreamError, UpstreamFailure, UpstreamInvalid, UpstreamRefused
+from proxy.upstream.errors import (
+    RangeRefused,
+    UpstreamError,
+    UpstreamFailure,
+    UpstreamInvalid,
+    UpstreamMissing,
+    UpstreamRefused,
+)
 from proxy.upstream.slots import Slots
 
 T = TypeVar("T")
@@ -49,8 +57,12 @@ class Uncacheable(Exception):
 class Filling(Protocol):
     """Whom a download works for."""
 
-    def rights(self, refused: set[object]) -> Ask | None:
-        """Somebody who waits or reads and whose rights are not among `refused`."""
+    def lender(self, refused: set[object]) -> Ask | None:
+        """Whoever the upstream has vouched for, or who caused the fill, and whose rights are not among `refused`."""
+        ...
+
+    async def refused(self, ask: Ask, error: UpstreamRefused | UpstreamMissing) -> None:
+        """The upstream does not give the blob to `ask`."""
         ...
 
     def waiting(self) -> Iterable[int]:
@@ -65,8 +77,11 @@ class Filling(Protocol):
         """`count` more bytes are in the map."""
         ...
 
-    def failing(self) -> None:
-        """The download has failed and only clears up: whoever comes now would share a failure that is not theirs."""
+    def failing(self, ask: Ask | None) -> None:
+        """The download has failed, with the rights of `ask`, and only clears up.
+
+        Whoever came now would share a failure that is not theirs.
+        """
         ...
 
 
@@ -77,8 +92,9 @@ class _NoRanges(Exception):
 class _Stream(Running):
     """A range and the task that brings it."""
 
-    def __init__(self, span: tuple[int, int], whole: bool, address: str | None, now: float) -> None:
+    def __init__(self, span: tuple[int, int], whole: bool, address: str | None, ask: Ask, now: float) -> None:
         super().__init__(*span)
+        self.ask = ask
         # None: the upstream is asked for all of the blob.
         self.span = None if whole else span
         self.address = address
@@ -111,6 +127,8 @@ class Download:
         self._ranges = True
         self._address: str | None = None
         self._refused: set[object] = set()
+        # With whose rights it was that the upstream last failed.
+        self._failed_ask: Ask | None = None
         self._streams: list[_Stream] = []
         self._rate = 0.0
         self._failures = 0
@@ -134,7 +152,7 @@ class Download:
                     raise Uncacheable(f"the map of {self._digest} makes no sense")
                 self._check_goes_on()
         except Exception:
-            self._filling.failing()
+            self._filling.failing(self._failed_ask)
             raise
         finally:
             tasks = [stream.task for stream in self._streams if stream.task is not None]
@@ -195,11 +213,11 @@ class Download:
 
     def _start(self, span: tuple[int, int]) -> None:
         loop = asyncio.get_running_loop()
-        stream = _Stream(span, not self._ranges, self._address, loop.time())
-        ask = self._filling.rights(self._refused)
+        ask = self._filling.lender(self._refused)
         if ask is None:
             raise UpstreamFailure("5xx", f"nobody is left who may read {self._digest}")
-        stream.task = loop.create_task(self._bring(stream, ask), name=f"range {span[0]}-{span[1]} of {self._digest}")
+        stream = _Stream(span, not self._ranges, self._address, ask, loop.time())
+        stream.task = loop.create_task(self._bring(stream), name=f"range {span[0]}-{span[1]} of {self._digest}")
         stream.task.add_done_callback(lambda _: self.look.set())
         self._streams.append(stream)
 
@@ -220,6 +238,7 @@ class Download:
         self._streams.remove(stream)
         rate = stream.measure(asyncio.get_running_loop().time())
         error = stream.task.exception()
+        self._failed_ask = stream.ask if error is not None else self._failed_ask
         if error is None:
             self._rate, self._failures = rate, 0
             self._gain.ended(rate)
@@ -240,7 +259,7 @@ class Download:
             # A signed address may be over: that is asked for afresh first, and is nobody's failure.
             self._address = None if self._address == stream.address else self._address
             return
-        if isinstance(error, UpstreamRefused) and self._filling.rights(self._refused) is not None:
+        if isinstance(error, UpstreamRefused | UpstreamMissing) and self._filling.lender(self._refused) is not None:
             return
         if not isinstance(error, UpstreamFailure):
             raise error
@@ -260,15 +279,18 @@ class Download:
 
     # One range.
 
-    async def _bring(self, stream: _Stream, ask: Ask) -> None:
-        span = stream.span
+    async def _bring(self, stream: _Stream) -> None:
+        span, ask = stream.span, stream.ask
         try:
             async with self._slots.slot(), self._request(ask, span, stream.address) as reply:
                 position = await self._accept(stream, ask, reply)
                 self._address = reply.address
                 await self._receive(stream, position, reply)
-        except UpstreamRefused:
-            self._refused.add(ask.rights)
+        except (UpstreamRefused, UpstreamMissing) as error:
+            # What an address that redirects led to says is nothing about anybody's rights.
+            if stream.address is None:
+                self._refused.add(ask.rights)
+                await self._filling.refused(ask, error)
             raise
         except RangeRefused as error:
             if self._confirmed or span is None:
@@ -285,6 +307,9 @@ class Download:
         """Take the head of an answer to the range of `stream`; gives where its body begins. Raises UpstreamInvalid."""
         registry = ask.repository.registry
         position = 0
+        if content_type_of(reply.headers.get("Content-Type", "")) == "text/html":
+            # A page to log in at, which is no word on anybody's rights.
+            raise UpstreamInvalid(f"{registry} answered for {self._digest} with a page")
         if reply.content_length is None:
             if stream.span is not None and reply.status == 206:
                 raise _NoRanges

@@ -33,7 +33,14 @@ from proxy.oci.reference import Repository
 from proxy.storage.base import BlobStore, PartialBlob, StorageError, StoredBlob, User
 from proxy.storage.fillmap import BadMap, FillState
 from proxy.telemetry.events import DigestMismatch, FillEnded, FillStarted, Tell
-from proxy.upstream.errors import UpstreamError, UpstreamFailure, UpstreamInvalid, WrongDigest
+from proxy.upstream.errors import (
+    UpstreamError,
+    UpstreamFailure,
+    UpstreamInvalid,
+    UpstreamMissing,
+    UpstreamRefused,
+    WrongDigest,
+)
 from proxy.upstream.slots import Slots
 
 _log = logging.getLogger("pullthrough.cache")
@@ -45,6 +52,10 @@ _MOST = 1024 * 1024
 _POLL = 0.02
 
 
+class OtherSource(Uncacheable):
+    """Another upstream's fill of the same digest is under way: until that is hashed, its bytes are nobody else's."""
+
+
 class LeftBehindWrong(UpstreamInvalid):
     """The bytes were wrong, and some of them were there before this fill: nothing is known of the upstream's."""
 
@@ -52,9 +63,11 @@ class LeftBehindWrong(UpstreamInvalid):
 @dataclass(frozen=True, slots=True)
 class Means:
     """What a fill works with. `granted` is told that the upstream answered an ask with the blob, its media type and
-    size; `failed` what it did instead; both before anybody who waits is woken.
+    size; `refused` of each ask that it refused; `failed` why the fill ends, and with whose rights that was; all of them
+    before anybody who waits is woken.
 
-    `worker` is this process's number, `shared`: there are others.
+    `source` says where the bytes come from, in SOURCE_BYTES: other fills' bytes are not taken for these before they are
+    hashed. `worker` is this process's number, `shared`: there are others.
     """
 
     store: BlobStore
@@ -62,8 +75,10 @@ class Means:
     parallel: int
     request: Request
     granted: Callable[[Ask, str, int], Awaitable[object]]
-    failed: Callable[[UpstreamError], Awaitable[None]]
+    refused: Callable[[Ask, UpstreamRefused | UpstreamMissing], Awaitable[None]]
+    failed: Callable[[Ask, UpstreamError], Awaitable[None]]
     tell: Tell
+    source: bytes
     worker: int = 0
     shared: bool = False
 
@@ -74,6 +89,7 @@ class Fill:
     def __init__(self, digest: Digest, ask: Ask, start: int, means: Means) -> None:
         self.digest = digest
         self.ask = ask
+        self.source = means.source
         self.size = 0
         self.verified = False
         self.over = False
@@ -82,7 +98,9 @@ class Fill:
         self.error: Exception | None = None
         # The blob was in the store already, put there by another process.
         self.present = False
-        self.granted: set[tuple[Repository, str]] = set()
+        # Whom the upstream has answered with the blob, by their rights.
+        self.granted: dict[tuple[Repository, str], Ask] = {}
+        self._failed_ask = ask
         self._start = start
         self._means = means
         self._readers = Readers(self._sendable)
@@ -104,10 +122,17 @@ class Fill:
         return self._confirmed.result()
 
     def join(self, ask: Ask) -> FillReader:
-        """A reader with the rights of `ask`, of a fill that is joinable. Whoever joins closes the reader."""
+        """A reader with the rights of `ask`, of a fill that is joinable and has the source that `ask` has.
+
+        Whoever joins closes the reader.
+        """
         reader = FillReader(self)
         self._readers.add(reader, ask)
         return reader
+
+    def vouched(self, reader: object) -> None:
+        """The upstream has said that `reader` may have the blob: it may be asked for with its rights from now on."""
+        self._readers.vouched(reader)
 
     async def confirmed(self) -> None:
         """Wait until the upstream has confirmed the blob and room was made for it.
@@ -162,7 +187,7 @@ class Fill:
             finally:
                 means.store.release(self.digest)
         except UpstreamError as error:
-            await means.failed(error)
+            await means.failed(self._failed_ask, error)
             self._fail(error)
         except Uncacheable as error:
             self._fail(error)
@@ -205,6 +230,11 @@ class Fill:
         means = self._means
         if self._partial is None:
             self._partial = await means.store.attach(self.digest)
+            if self._partial is not None and self._partial.map.source != means.source:
+                # Left behind by a fill from elsewhere: what that sent is nothing to show to anybody here.
+                await self._partial.discard()
+                self._partial.close()
+                self._partial = None
         self._restored = self._partial is not None and self._partial.map.arrived > 0
         hashing = asyncio.get_running_loop().create_task(self._hash(), name=f"hash of {self.digest}")
         try:
@@ -264,9 +294,18 @@ class Fill:
 
     async def _followed(self) -> bool:
         """Look at what another process does with this blob; True once there is nothing more to follow."""
-        store, worker = self._means.store, self._means.worker
+        means = self._means
+        store, worker = means.store, means.worker
         if self._partial is None:
             self._partial = await store.attach(self.digest)
+            if self._partial is not None:
+                source = self._partial.map.source
+                if source != means.source:
+                    self._partial.close()
+                    self._partial = None
+                    # Zeros: it has just begun, and says in a moment where from.
+                    if any(source):
+                        raise OtherSource(f"{self.digest} is on its way from elsewhere")
             if self._partial is not None:
                 self._failures = self._partial.map.failures
                 self._confirm(self._partial.size, self._partial.file)
@@ -324,9 +363,16 @@ class Fill:
 
     # What the download asks of it (`download.Filling`).
 
-    def rights(self, refused: set[object]) -> Ask | None:
-        """See `Filling.rights`: of the one that caused the fill, else of any that reads it."""
-        return next((ask for ask in (self.ask, *self._readers.asks) if ask.rights not in refused), None)
+    def lender(self, refused: set[object]) -> Ask | None:
+        """See `Filling.lender`: the one that caused the fill, else any reader that the upstream has vouched for.
+
+        All of them ask the same source, so nobody's credentials go to another one.
+        """
+        return next((ask for ask in (self.ask, *self._readers.lenders) if ask.rights not in refused), None)
+
+    async def refused(self, ask: Ask, error: UpstreamRefused | UpstreamMissing) -> None:
+        """See `Filling.refused`."""
+        await self._means.refused(ask, error)
 
     def waiting(self) -> Iterator[int]:
         """See `Filling.waiting`: this process's readers, then those of others."""
@@ -337,7 +383,7 @@ class Fill:
     async def found(self, ask: Ask, media_type: str, size: int) -> PartialBlob:
         """See `Filling.found`. Raises NoRoom, StorageError or UpstreamInvalid."""
         await self._means.granted(ask, media_type, size)
-        self.granted.add(ask.rights)
+        self.granted[ask.rights] = ask
         if self._partial is not None and self._partial.size != size:
             if self._confirmed.done():
                 raise UpstreamInvalid(f"{ask.repository.registry} changed the length of {self.digest}")
@@ -350,6 +396,7 @@ class Fill:
             raise self._wrong()
         if self._partial is None:
             self._partial = await self._means.store.begin(self.digest, size, self._user)
+            self._partial.map.source = self._means.source
         self._confirm(size, self._partial.file)
         return self._partial
 
@@ -358,9 +405,10 @@ class Fill:
         self._more.set()
         self._readers.advanced(count)
 
-    def failing(self) -> None:
+    def failing(self, ask: Ask | None) -> None:
         """See `Filling.failing`."""
         self.joinable = False
+        self._failed_ask = ask or self.ask
 
     @property
     def _user(self) -> User:

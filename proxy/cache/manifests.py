@@ -156,8 +156,9 @@ class Manifests:
         key = ("tag", ask.principal.limited_as, ask.repository, tag, want_body and known.content is None)
         try:
             outcome, joined = await self._attempts.run(
-                ask, tag, key, lambda: self._check_tag(ask, tag, want_body), usable
-            )
+                ask, tag, key, lambda: self._check_tag(ask, tag, want_body), usable,
+                proof_counts(known.proof, ask.principal, self._clock(), ask.lifetimes),
+            )  # fmt: skip
         except UpstreamFailure as failure:
             if not usable:
                 raise

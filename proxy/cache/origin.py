@@ -73,8 +73,9 @@ class ManifestOrigin:
         return await self._get(ask, reference)
 
     async def _get(self, ask: Ask, reference: TagOrDigest) -> Content:
+        generation = await self._records.generation(ask.repository)
         content = await self._read(ask, reference)
-        member = await self._rights.grant(ask, content.digest, content.media_type, content.size)
+        member = await self._rights.grant(ask, content.digest, content.media_type, content.size, generation)
         return replace(content, at=member.at)
 
     async def _get_lent(self, ask: Ask, reference: TagOrDigest, lender: Principal) -> Content:
@@ -85,6 +86,7 @@ class ManifestOrigin:
                 # The upstream's HEAD does not say enough, so it was had by GET.
                 return named
             reference = named.digest
+        generation = await self._records.generation(ask.repository)
         try:
             content = await self._read(replace(ask, principal=lender), reference)
         except (UpstreamRefused, UpstreamMissing, UpstreamRejected) as error:
@@ -95,7 +97,7 @@ class ManifestOrigin:
             self._say_useless(ask, error)
         else:
             self._useless.pop(ask.repository.registry, None)
-            member = await self._rights.admit(ask, content.digest, content.media_type, content.size)
+            member = await self._rights.admit(ask, content.digest, content.media_type, content.size, generation)
             return replace(content, at=member.at)
         return await self._get(ask, reference)
 
@@ -116,6 +118,7 @@ class ManifestOrigin:
 
         Where it names the digest of `known`, which was checked, it only confirms: type and size stay what they are.
         """
+        generation = await self._records.generation(ask.repository)
         try:
             async with self._request(ask, reference, "HEAD") as reply:
                 seen, content = _digest_seen(reference, reply), _head(reference, reply)
@@ -130,7 +133,7 @@ class ManifestOrigin:
             content = known
         if content is None:
             return await self._get(ask, reference)
-        member = await self._rights.grant(ask, content.digest, content.media_type, content.size)
+        member = await self._rights.grant(ask, content.digest, content.media_type, content.size, generation)
         return replace(content, at=member.at)
 
     def _request(

@@ -55,6 +55,7 @@ class Readers:
     def __init__(self, sendable: Callable[[int, bool], int]) -> None:
         self._sendable = sendable
         self._asks: dict[object, Ask] = {}
+        self._vouched: dict[object, Ask] = {}
         self._waits: dict[asyncio.Future[None], tuple[int, bool]] = {}
         self._due: deque[asyncio.Future[None]] = deque()
         self._unwoken = 0
@@ -64,9 +65,9 @@ class Readers:
         return len(self._asks)
 
     @property
-    def asks(self) -> list[Ask]:
-        """Whose rights there are."""
-        return list(self._asks.values())
+    def lenders(self) -> list[Ask]:
+        """Those of whom the upstream has said that they may have the blob."""
+        return list(self._vouched.values())
 
     @property
     def positions(self) -> list[int]:
@@ -77,9 +78,15 @@ class Readers:
         """A reader has come."""
         self._asks[reader] = ask
 
+    def vouched(self, reader: object) -> None:
+        """The upstream has said that a reader, if it is still here, may have the blob."""
+        if reader in self._asks:
+            self._vouched[reader] = self._asks[reader]
+
     def drop(self, reader: object) -> None:
         """It has left."""
         self._asks.pop(reader, None)
+        self._vouched.pop(reader, None)
 
     async def wait(self, position: int, from_start: bool) -> None:
         """Wait to be woken for `position`."""

@@ -11,7 +11,7 @@ pushed/<repository>                 another value after each push through here (
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter
 
@@ -39,8 +39,13 @@ def member_key(repository: Repository, digest: Digest) -> str:
     return f"member/{repository}@{digest}"
 
 
-def proof_key(principal: Principal, repository: Repository) -> str:
-    return f"proof/{principal.key}/{repository}"
+# What an upstream has answered a principal with. Many registries let people list what they may not pull.
+Proved = Literal["content", "list"]
+
+
+def proof_key(principal: Principal, repository: Repository, what: Proved = "content") -> str:
+    kind = "proof" if what == "content" else "list-proof"
+    return f"{kind}/{principal.key}/{repository}"
 
 
 def list_key(kind: str, repository: Repository, query: str) -> str:

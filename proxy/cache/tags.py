@@ -59,10 +59,10 @@ class Lists:
         """The list. Raises UpstreamError; a 404 is the upstream's own: an invented empty list would hide signatures."""
         key = list_key(question.kind, ask.repository, f"{question.path}?{urlencode(question.query)}")
         raw_list, raw_proof, raw_generation = await self._records.get(
-            key, proof_key(ask.principal, ask.repository), pushed_key(ask.repository)
+            key, proof_key(ask.principal, ask.repository, "list"), pushed_key(ask.repository)
         )
         generation = (raw_generation or b"").decode()
-        record, proof, now = ListRecord.load(raw_list), self._rights.proof(ask, raw_proof), self._clock()
+        record, proof, now = ListRecord.load(raw_list), self._rights.proof(ask, raw_proof, "list"), self._clock()
         lifetimes = ask.lifetimes
         state = Freshness.EXPIRED
         if record is not None and record.generation != generation:
@@ -80,6 +80,7 @@ class Lists:
                 (ask.principal.key, key),
                 lambda: self._fetch(ask, question, key, generation),
                 usable,
+                proof_counts(proof, ask.principal, now, lifetimes),
             )
         except UpstreamFailure as failure:
             if record is None or not usable:
@@ -108,7 +109,7 @@ class Lists:
             record = await self._record(ask, reply, generation)
         if len(record.body) <= _LARGEST_KEPT:
             await self._records.put({key: record.dump()}, ask.lifetimes.tag_ttl + ask.lifetimes.stale_if_error)
-        await self._rights.prove(ask)
+        await self._rights.prove(ask, "list")
         return record
 
     async def _record(self, ask: Ask, reply: Reply, generation: str) -> ListRecord:

@@ -2,7 +2,8 @@
 
 A circuit is opened by a failure for a *scope*: connection failures for the whole upstream, 5xx and timeouts for the
 repository's manifests, blobs or lists, 429 and token-server failures for the principal at that upstream, so that one
-client's 429 stops nobody else. An invalid answer speaks of its reference alone.
+client's 429 stops nobody else. An invalid answer speaks of its reference alone. Every failure speaks of its principal
+and reference as well: where a principal's right is the question, what others met is no answer.
 
 A circuit is open for a step: stale answers leave at once and nobody asks. For as long again it is due: stale answers
 still leave at once, while one probe goes out. Then it is over, and the next request asks for itself.
@@ -62,11 +63,21 @@ class Subject:
             ("principal", registry, self.principal.limited_as),
             ("repository", registry, name, self.kind),
             ("reference", registry, name, self.reference),
+            self.own_scope(),
         )
+
+    def own_scope(self) -> Scope:
+        """What nobody else has met."""
+        return "own", self.repository.registry, self.repository.name, self.reference, self.principal.key
+
+    def scopes_of_rights(self) -> tuple[Scope, ...]:
+        """Every scope that says that its principal's right cannot be asked for."""
+        upstream, principal, *_ = self.scopes()
+        return upstream, principal, self.own_scope()
 
     def scope_of(self, reason: Reason, at_token_server: bool, invalid: bool) -> Scope:
         """What a failure of it speaks of."""
-        upstream, principal, repository, reference = self.scopes()
+        upstream, principal, repository, reference, _ = self.scopes()
         if at_token_server or reason == "429":
             return principal
         if reason == "connect":

@@ -111,6 +111,9 @@ class Handlers:
         if limit and (request.content_length or 0) > limit:
             raise body_too_large(limit)
         authorization = request.headers.get("Authorization", "")
+        if not authorization.isascii():
+            # What is no text would go out as something else than it came, and be somebody else's.
+            raise OCIError("UNAUTHORIZED", "the Authorization of the request is not ASCII", status=400)
         if isinstance(route, Ping):
             return _ping(cluster, request.secure, authorization)
         asked = Asked(query.get("ns"), exchange.client.host, route.name, exchange.client.server_name)

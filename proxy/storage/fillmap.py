@@ -5,9 +5,10 @@ One process writes (the one that holds the blob's claim), any number read. Invar
   is there, whoever looks and whenever a process is killed.
 - Only a machine that lost its power can leave a map that says too much: the hash of the whole finds that out.
 
-Layout, little-endian: magic, block size, the blob's size, state, how often its writers gave up; the positions that
-readers of each worker wait for; a byte for each block (untouched, begun, full); four bytes for each, aligned, how
-much of it has arrived. Those four count: a process killed in `record` may leave a byte that lags behind them.
+Layout, little-endian: magic, block size, the blob's size, state, how often its writers gave up; where the bytes come
+from; the positions that readers of each worker wait for; a byte for each block (untouched, begun, full); four bytes for
+each, aligned, how much of it has arrived. Those four count: a process killed in `record` may leave a byte that lags
+behind them.
 """
 
 import struct
@@ -25,6 +26,8 @@ _MAGIC = b"ptfill1\n"
 _HEAD = struct.Struct("<8sIQII")
 _STATE_AT = 8 + 4 + 8
 _FAILURES_AT = _STATE_AT + 4
+_SOURCE_AT = 32
+SOURCE_BYTES = 16
 _DEMANDS_AT = 64
 _DEMANDS = struct.Struct(f"<{_POSITIONS}Q")
 _BLOCKS_AT = _DEMANDS_AT + MOST_WORKERS * _DEMANDS.size
@@ -88,6 +91,16 @@ class FillMap:
     def give_up(self) -> None:
         """Tell the readers in other processes that whoever filled it gave up."""
         self._put(_FAILURES_AT, _UINT.pack((self.failures + 1) & 0xFFFFFFFF))
+
+    @property
+    def source(self) -> bytes:
+        """Where the bytes come from, as its writer has it; zeros before that is known."""
+        return bytes(self._buffer[_SOURCE_AT : _SOURCE_AT + SOURCE_BYTES])
+
+    @source.setter
+    def source(self, source: bytes) -> None:
+        """`source` has SOURCE_BYTES bytes."""
+        self._put(_SOURCE_AT, source)
 
     # What has arrived.
 

@@ -10,6 +10,7 @@ Invariants:
 """
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,7 +21,6 @@ import aiohttp
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from proxy.oci.errors import code_in_body
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal
 from proxy.policy.budget import ratelimit_remaining, retry_after
@@ -148,6 +148,8 @@ class Upstream:
         self.pools = Pools(settings)
         # Whose turn it is to take blobs from here; taken by whoever asks for one, before the request.
         self.slots = Slots(settings.max_connections)
+        # What tells its bytes from another's, in 16 bytes.
+        self.source = hashlib.sha256(f"{registry}\0{settings.url}".encode()).digest()[:16]
         self.parallel = settings.parallel
         self.credential = credential_source(registry, settings, clock)
         self._auth = Authorizer(
@@ -329,8 +331,9 @@ class Upstream:
             return UpstreamMissing(message)
         if status == 416:
             return RangeRefused(message, response.headers.get("Content-Range"))
-        code = code_in_body(await error_body(response)) if call.method == "GET" else None
-        return UpstreamRejected(status, message, code)
+        # Without the upstream's code: for what is cached it is a HEAD that is refused, which has none, and the
+        # difference would tell that it is here.
+        return UpstreamRejected(status, message)
 
     async def _ask_token_server(self, request: TokenRequest) -> dict[str, object]:
         """Ask for a token; no redirect is followed. Raises UpstreamRefused or UpstreamFailure."""

@@ -33,7 +33,7 @@ async def test_nobody_waits_for_a_fill_that_has_ended(error: Exception) -> None:
     async def nothing(*_: object) -> None:
         return None
 
-    means = Means(MemoryBlobs(Shelf(), 100, 0), Slots(1), 1, request, nothing, nothing, silent)
+    means = Means(MemoryBlobs(Shelf(), 100, 0), Slots(1), 1, request, nothing, nothing, nothing, silent, bytes(16))
     fill = Fill(Digest.of(b"x"), ASK, 0, means)
     reader = fill.join(ASK)
     await asyncio.gather(fill.run(), return_exceptions=True)

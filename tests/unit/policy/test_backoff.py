@@ -20,13 +20,26 @@ def subject(
 
 def test_what_a_failure_speaks_of() -> None:
     """Connections: the upstream. 5xx and time-outs: the repository's manifests. 429, token server: the principal."""
-    upstream, principal, repository, reference = subject().scopes()
+    upstream, principal, repository, reference, _ = subject().scopes()
     assert subject().scope_of("connect", False, False) == upstream
     assert subject().scope_of("5xx", False, False) == repository
     assert subject().scope_of("timeout", False, False) == repository
     assert subject().scope_of("429", False, False) == principal
     assert subject().scope_of("connect", True, False) == principal
     assert subject().scope_of("5xx", False, True) == reference
+
+
+def test_where_rights_are_the_question_others_failures_are_no_answer() -> None:
+    """No connection, a limit of the principal's own, and what it met itself with this reference say something; a 5xx
+    that another principal met in the repository does not."""
+    scopes = subject().scopes_of_rights()
+    assert set(scopes) < set(subject().scopes())
+    other = subject(principal=Principal("client", "other"))
+    assert subject().scope_of("connect", False, False) in other.scopes_of_rights()
+    for reason in ("5xx", "timeout", "429"):
+        assert other.scope_of(reason, False, False) not in scopes
+    assert other.own_scope() not in scopes
+    assert subject(reference="v2").own_scope() not in scopes
 
 
 def test_one_clients_429_stops_nobody_else() -> None:
