@@ -63,7 +63,8 @@ class Circuits:
         circuit = self._circuits[scope]
         if opened:
             _log.warning("%s (%s, failure %d of %s)", failure, failure.reason, circuit.failures, "/".join(scope))
-        self._open(subject.own_scope(), failure, now)
+        if scope not in subject.scopes_of_rights():
+            self._open(subject.own_scope(), failure, now)
         if failure.reason == "429" and failure.retry_after is None:
             failure.retry_after = circuit.until - now
         if len(self._circuits) > _MOST_CIRCUITS:

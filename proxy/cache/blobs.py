@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from proxy.cache.ask import Ask, Clock, Records, Rights
 from proxy.cache.attempts import Attempts, Circuits
-from proxy.cache.download import Request, Uncacheable
-from proxy.cache.fill import Fill, LeftBehindWrong, Means, OtherSource, user_of
+from proxy.cache.blob_origin import BlobOrigin, is_page, ranges_of
+from proxy.cache.download import Uncacheable
+from proxy.cache.fill import Fill, user_of
+from proxy.cache.means import LeftBehindWrong, Means, OtherSource
 from proxy.cache.records import (
     UNKNOWN_SIZE,
     MemberRecord,
@@ -28,23 +30,20 @@ from proxy.cache.records import (
     wrong_key,
 )
 from proxy.oci.digest import Digest
-from proxy.oci.manifest import content_type_of
-from proxy.oci.ranges import first_position, parse_content_range, starts_past_zero
+from proxy.oci.ranges import first_position, starts_past_zero
 from proxy.policy.access import Proof, proof_counts, proof_counts_in_outage
 from proxy.policy.freshness import CacheState, Verdict
 from proxy.storage.base import BlobStore, StorageError, StoredBlob
 from proxy.telemetry.events import Tell
-from proxy.upstream.client import Call, Reply, Upstream
+from proxy.upstream.client import Reply, Upstream
 from proxy.upstream.errors import (
     UpstreamError,
     UpstreamFailure,
     UpstreamInvalid,
     UpstreamMissing,
     UpstreamRefused,
-    UpstreamRejected,
     WrongDigest,
 )
-from proxy.upstream.pools import Pool
 
 # No `negative_ttl` in use is longer; what is older is dropped.
 _LONGEST_WRONG = 86400.0
@@ -128,6 +127,7 @@ class Blobs:
     ) -> None:
         """`worker`: this process's number among those that share the store; None where there is no other."""
         self._upstreams = upstreams
+        self._origin = BlobOrigin(upstreams)
         self._store = store
         self._records = records
         self._rights = rights
@@ -192,9 +192,9 @@ class Blobs:
         generation = await self._attempts.generation(ask)
         self._attempts.check(ask, digest, generation)
         try:
-            async with self._direct(ask, digest, range_header, follow) as reply:
+            async with self._origin.pass_through(ask, digest, range_header, follow) as reply:
                 self._attempts.succeeded(ask, digest)
-                if reply.location is None and not _is_page(reply):
+                if reply.location is None and not is_page(reply):
                     # An address that nobody has looked at says nothing, nor does a page to log in at.
                     size = reply.content_length if reply.status == 200 else None
                     await self._rights.grant(ask, digest, "", UNKNOWN_SIZE if size is None else size, generation)
@@ -268,7 +268,7 @@ class Blobs:
             _log.warning("fill of %s from %s failed: %s", digest, ask.repository, error)
 
         means = Means(
-            self._store, upstream.slots, upstream.parallel, self._ranges_of(digest, upstream), granted, refused, failed,
+            self._store, upstream.slots, upstream.parallel, ranges_of(digest, upstream), granted, refused, failed,
             self._tell, upstream.source, self._worker or 0, self._worker is not None,
         )  # fmt: skip
         fill = self._fills[digest] = Fill(digest, ask, start, means)
@@ -294,16 +294,6 @@ class Blobs:
         """A blob that could not be kept a moment ago is streamed at once: its client gets one body, not a cut one."""
         if self._is_recent(self._troubled.get(digest, -_TROUBLED)):
             raise Uncacheable(f"{digest} could not be kept a moment ago")
-
-    def _ranges_of(self, digest: Digest, upstream: Upstream) -> Request:
-        def request(ask: Ask, span: tuple[int, int] | None, address: str | None) -> AbstractAsyncContextManager[Reply]:
-            headers = {"Range": f"bytes={span[0]}-{span[1] - 1}"} if span is not None else {}
-            path = f"blobs/{digest}"
-            return upstream.request(
-                Call("blob", "GET", ask.repository, ask.principal, path, headers, address=address, pool="blobs")
-            )
-
-        return request
 
     async def _remember_wrong(self, ask: Ask, digest: Digest) -> None:
         now, registry = self._clock(), ask.repository.registry
@@ -379,7 +369,7 @@ class Blobs:
 
     async def _ask_head(self, ask: Ask, digest: Digest) -> int:
         generation = await self._attempts.generation(ask)
-        size = await self._size_upstream(ask, digest)
+        size = await self._origin.size(ask, digest)
         if (stored := await self._open_stored(ask, digest)) is not None:
             here = stored.size
             stored.close()
@@ -388,40 +378,3 @@ class Blobs:
                 raise UpstreamInvalid(f"{ask.repository} {digest} has {size} bytes there and {here} here")
         await self._rights.grant(ask, digest, "", size, generation)
         return size
-
-    async def _size_upstream(self, ask: Ask, digest: Digest) -> int:
-        call = Call("blob", "HEAD", ask.repository, ask.principal, f"blobs/{digest}")
-        try:
-            async with self._upstreams[ask.repository.registry].request(call) as reply:
-                if (size := reply.content_length) is not None:
-                    return _checked_size(ask, reply, size)
-        except (UpstreamRefused, UpstreamRejected, UpstreamInvalid):
-            # ECR Public answers HEAD with 401, GHCR's signed addresses answer it with 403, where GET works.
-            pass
-        async with self._direct(ask, digest, "bytes=0-0", small=True) as reply:
-            _, _, total = parse_content_range(reply.headers.get("Content-Range")) or (0, 0, None)
-            if reply.status == 206 and total is not None:
-                return _checked_size(ask, reply, total)
-            if reply.status == 200 and reply.content_length is not None:
-                return _checked_size(ask, reply, reply.content_length)
-        raise UpstreamInvalid(f"{ask.repository.registry} does not say how long {digest} is")
-
-    def _direct(
-        self, ask: Ask, digest: Digest, range_header: str | None, follow: bool = True, small: bool = False
-    ) -> AbstractAsyncContextManager[Reply]:
-        headers = {"Range": range_header} if range_header else {}
-        pool: Pool = "metadata" if small else "passing"
-        path = f"blobs/{digest}"
-        call = Call("blob", "GET", ask.repository, ask.principal, path, headers, follow=follow, pool=pool)
-        return self._upstreams[ask.repository.registry].request(call)
-
-
-def _is_page(reply: Reply) -> bool:
-    return content_type_of(reply.headers.get("Content-Type", "")) == "text/html"
-
-
-def _checked_size(ask: Ask, reply: Reply, size: int) -> int:
-    """`size`, where `reply` speaks of a blob. Raises UpstreamInvalid for a page to log in at, which has one too."""
-    if _is_page(reply):
-        raise UpstreamInvalid(f"{ask.repository.registry} answered for a blob with a page")
-    return size

@@ -20,19 +20,19 @@ Invariants (DESIGN, section 5):
 
 import asyncio
 import logging
-import os
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Iterator
 from typing import BinaryIO
 
 from proxy.cache.ask import Ask
-from proxy.cache.download import Download, Request, Uncacheable, finished_in_thread
+from proxy.cache.download import Download, Uncacheable
+from proxy.cache.hashing import hash_front
+from proxy.cache.means import LeftBehindWrong, Means, OtherSource
 from proxy.cache.readers import FillReader, Readers
-from proxy.oci.digest import Digest, Hasher
+from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
-from proxy.storage.base import BlobStore, PartialBlob, StorageError, StoredBlob, User
+from proxy.storage.base import PartialBlob, StorageError, StoredBlob, User
 from proxy.storage.fillmap import BadMap, FillState
-from proxy.telemetry.events import DigestMismatch, FillEnded, FillStarted, Tell
+from proxy.telemetry.events import DigestMismatch, FillEnded, FillStarted
 from proxy.upstream.errors import (
     UpstreamError,
     UpstreamFailure,
@@ -41,46 +41,13 @@ from proxy.upstream.errors import (
     UpstreamRefused,
     WrongDigest,
 )
-from proxy.upstream.slots import Slots
 
 _log = logging.getLogger("pullthrough.cache")
 
-# What is hashed at a time, at least and at most; a reader looks as far ahead.
-_LEAST = 256 * 1024
-_MOST = 1024 * 1024
+# A reader looks so far ahead, in bytes.
+_AHEAD = 1024 * 1024
 # How often another process's fill is looked at, in seconds.
 _POLL = 0.02
-
-
-class OtherSource(Uncacheable):
-    """Another upstream's fill of the same digest is under way: until that is hashed, its bytes are nobody else's."""
-
-
-class LeftBehindWrong(UpstreamInvalid):
-    """The bytes were wrong, and some of them were there before this fill: nothing is known of the upstream's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What a fill works with. `granted` is told that the upstream answered an ask with the blob, its media type and
-    size; `refused` of each ask that it refused; `failed` why the fill ends, and with whose rights that was; all of them
-    before anybody who waits is woken.
-
-    `source` says where the bytes come from, in SOURCE_BYTES: other fills' bytes are not taken for these before they are
-    hashed. `worker` is this process's number, `shared`: there are others.
-    """
-
-    store: BlobStore
-    slots: Slots
-    parallel: int
-    request: Request
-    granted: Callable[[Ask, str, int], Awaitable[object]]
-    refused: Callable[[Ask, UpstreamRefused | UpstreamMissing], Awaitable[None]]
-    failed: Callable[[Ask, UpstreamError], Awaitable[None]]
-    tell: Tell
-    source: bytes
-    worker: int = 0
-    shared: bool = False
 
 
 class Fill:
@@ -167,7 +134,7 @@ class Fill:
             return self.size
         if self._partial is None:
             return position
-        end = self._partial.map.readable(position, _MOST)
+        end = self._partial.map.readable(position, _AHEAD)
         return min(end, self.size - 1) if from_start else end
 
     # The life of a fill.
@@ -275,22 +242,10 @@ class Fill:
         return WrongDigest(f"{self.ask.repository} {self.digest}: the blob's bytes have another digest")
 
     async def _hash(self) -> str:
-        """Hash the file as its front advances; gives the digest of the whole in hex."""
-        hasher = self.digest.hasher()
-        buffer = bytearray(_MOST)
         await asyncio.shield(self._confirmed)
-        partial, hashed = self._partial, 0
+        partial = self._partial
         assert partial is not None  # noqa: S101 - it was confirmed
-        while hashed < self.size:
-            self._more.clear()
-            count = min(partial.map.readable(hashed, _MOST) - hashed, _MOST)
-            if count < min(_LEAST, self.size - hashed):
-                await self._more.wait()
-                continue
-            piece = memoryview(buffer)[:count]
-            await finished_in_thread(_hash_piece, hasher, partial.file.fileno(), hashed, piece)
-            hashed += count
-        return hasher.hexdigest()
+        return await hash_front(self.digest.hasher(), partial, self._more)
 
     async def _followed(self) -> bool:
         """Look at what another process does with this blob; True once there is nothing more to follow."""
@@ -418,16 +373,6 @@ class Fill:
 def user_of(ask: Ask) -> User:
     """For whom the store keeps what `ask` wants."""
     return User(ask.repository.registry, ask.repository.name, ask.cluster)
-
-
-def _hash_piece(hasher: Hasher, descriptor: int, position: int, buffer: memoryview) -> None:
-    """Hash the bytes of the file at `position` that fill `buffer`. Blocks. Raises OSError."""
-    while buffer:
-        count = os.preadv(descriptor, [buffer], position)
-        if count == 0:
-            raise OSError("the file of a fill is shorter than its blob")
-        hasher.update(buffer[:count])
-        buffer, position = buffer[count:], position + count
 
 
 async def _both(downloading: Awaitable[None], hashing: asyncio.Task[str]) -> None:

@@ -2,8 +2,8 @@
 
 A circuit is opened by a failure for a *scope*: connection failures for the whole upstream, 5xx and timeouts for the
 repository's manifests, blobs or lists, 429 and token-server failures for the principal at that upstream, so that one
-client's 429 stops nobody else. An invalid answer speaks of its reference alone. Every failure speaks of its principal
-and reference as well: where a principal's right is the question, what others met is no answer.
+client's 429 stops nobody else. An invalid answer speaks of its reference alone. What speaks of more than its principal
+speaks of that and the reference as well: where a principal's right is the question, what others met is no answer.
 
 A circuit is open for a step: stale answers leave at once and nobody asks. For as long again it is due: stale answers
 still leave at once, while one probe goes out. Then it is over, and the next request asks for itself.

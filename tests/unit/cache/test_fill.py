@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from proxy.cache.ask import Ask
-from proxy.cache.fill import Fill, Means
+from proxy.cache.fill import Fill
+from proxy.cache.means import Means
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal
