@@ -9,7 +9,8 @@ judged by the address that is about to be connected to, whatever name or spellin
 - private ones and loopback in `networks`, which the operator named for this upstream;
 - anything else never is: link-local, metadata services of clouds, multicast, unspecified, reserved.
 
-An IPv6 address that carries an IPv4 address is judged by that.
+An IPv6 address that carries an IPv4 address is judged by that. Of the upstream's own host an address in the URL is good
+whatever it is; a name may resolve to what no registry is at, and then it is not dialled.
 """
 
 import ipaddress
@@ -36,8 +37,11 @@ class Zone(StrEnum):
 
 
 # Why a target is refused: its address' zone, a host that is a number but no address, a port or a scheme that is not
-# the web's, a user name in it, or a realm that is not the upstream's.
-Reason = Zone | Literal["number", "port", "scheme", "url", "realm"]
+# the web's, a user name in it, a realm that is not the upstream's, or that it is where a push was to go on.
+Reason = Zone | Literal["number", "port", "scheme", "url", "realm", "push"]
+
+# Where no registry is that its operator calls by a name.
+_NO_REGISTRY = frozenset({Zone.LINK_LOCAL, Zone.METADATA, Zone.MULTICAST, Zone.UNSPECIFIED})
 
 # The first that fits counts.
 _ZONES: tuple[tuple[Zone, tuple[str, ...]], ...] = (
@@ -111,6 +115,12 @@ def address_refusal(address: str, reach: Reach) -> Zone | None:
         return None
     near = {Zone.LOOPBACK} if zone is Zone.LOOPBACK else {Zone.PRIVATE, Zone.LOOPBACK}
     return None if reach.own in near else zone
+
+
+def own_refusal(address: str) -> Zone | None:
+    """Why the name of an upstream may not resolve to `address`; None where it may. Raises ValueError as `zone_of`."""
+    zone = zone_of(address)
+    return zone if zone in _NO_REGISTRY else None
 
 
 def target_refusal(host: str, port: int, own_port: int, reach: Reach) -> Reason | None:

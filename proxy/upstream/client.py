@@ -4,7 +4,7 @@ Invariants:
 - Redirects are followed by hand; Authorization goes to the upstream's own origin only, never from https to http, and
   not to what another host led back to.
 - Where redirects and token realms lead is judged by `policy.dial`: before a name is looked up here, and by the address
-  where connections are made (`pools`). What is refused is told once a request (`TargetWasRefused`).
+  where connections are made (`pools`). What is refused is told where that is seen, and once (`TargetWasRefused`).
 - Manifests, lists and tokens have connections of their own, so that blobs cannot starve them.
 - Every request is told once (`UpstreamAnswered`); network exceptions leave this room as `UpstreamError`s.
 """
@@ -145,7 +145,7 @@ class Upstream:
         self._tell = tell
         self._clock = clock
         self._head_limit = head_limit
-        self.pools = Pools(settings)
+        self.pools = Pools(registry, settings, tell)
         # Whose turn it is to take blobs from here; taken by whoever asks for one, before the request.
         self.slots = Slots(settings.max_connections)
         # What tells its bytes from another's, in 16 bytes.
@@ -254,8 +254,8 @@ class Upstream:
                 call.method, url, headers=headers, allow_redirects=False, proxy=self._settings.proxy
             )
         except NETWORK_ERRORS as error:
-            if (zone := refused_zone(error)) is not None:
-                raise self._target_refused("redirects to", url, zone) from error
+            if (zone := refused_zone(error)) is not None and not self._is_own(url):
+                raise UpstreamInvalid(self._refusal("redirects to", url, zone)) from error
             failure = failure_of(error, self.registry)
             self._tell(UpstreamAnswered(self.registry, call.kind, call.method, failure.reason))
             if not self._is_own(url):
@@ -303,12 +303,12 @@ class Upstream:
             return
         why = target_refusal(url.raw_host or "", url.port or 0, self._base.port or 0, self.pools.reach)
         if why is not None:
-            raise self._target_refused(verb, url, why)
+            raise TargetRefused(self._refusal(verb, url, why), why)
 
-    def _target_refused(self, verb: str, url: URL, why: WhyRefused) -> TargetRefused:
+    def _refusal(self, verb: str, url: URL, why: WhyRefused) -> str:
         # The host says what to look for; everything behind it may be a signature.
         where = f"{(url.raw_host or '')[:_LONGEST_HOST]!r} port {url.port}"
-        return TargetRefused(f"{self.registry} {verb} {where}, where it may not lead ({why})", why)
+        return f"{self.registry} {verb} {where}, where it may not lead ({why})"
 
     async def _error(self, call: Call, response: aiohttp.ClientResponse) -> UpstreamError:
         status = response.status
@@ -356,8 +356,8 @@ class Upstream:
                 self._tell(UpstreamAnswered(self.registry, "other", response.method, str(response.status)))
                 return await self._token_answer(response)
         except NETWORK_ERRORS as error:
-            if (zone := refused_zone(error)) is not None:
-                raise self._target_refused("asks for tokens of", realm, zone) from error
+            if (zone := refused_zone(error)) is not None and not self._is_own(realm):
+                raise UpstreamInvalid(self._refusal("asks for tokens of", realm, zone)) from error
             failure = failure_of(error, self.registry)
             self._tell(UpstreamAnswered(self.registry, "other", "GET", failure.reason))
             raise UpstreamFailure(failure.reason, f"the token server of {failure}", at_token_server=True) from error

@@ -1,6 +1,7 @@
 """What an upstream can do instead of answering. aiohttp's and asyncio's exceptions end at this room's door."""
 
 import asyncio
+import errno
 import ssl
 
 import aiohttp
@@ -47,11 +48,11 @@ class TargetRefused(UpstreamInvalid):
 
 
 class AddressRefused(OSError):
-    """No socket is made for an address of this zone. An OSError, so that a host's other addresses are tried."""
+    """No socket is made for an address of this zone, which was told. An OSError, so that other addresses are tried."""
 
     def __init__(self, zone: Zone) -> None:
         # One text for all zones: where every address is refused, the connector raises the first of these as it is.
-        super().__init__("the address is refused")
+        super().__init__(errno.EACCES, "the address is refused")
         self.zone = zone
 
 

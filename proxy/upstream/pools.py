@@ -6,6 +6,8 @@ Invariants:
 - What the upstream led to (redirects, token realms) has connections apart from those to its own origin, each of them to
   an address that `policy.dial` lets pass: it is judged when its socket is made, after every look-up, so that a name
   cannot be another one meanwhile. Behind an HTTP proxy, where addresses are not seen, there is no such promise.
+- Each address that is refused is told (`TargetWasRefused`) here and nowhere else: of a name with several addresses,
+  what the connector raises in the end may be another one's fault.
 """
 
 import asyncio
@@ -20,8 +22,9 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from proxy import __version__
-from proxy.policy.dial import Reach, Zone, address_refusal, strictest
+from proxy.policy.dial import Reach, Zone, address_refusal, own_refusal, strictest
 from proxy.settings import UpstreamSettings
+from proxy.telemetry.events import TargetWasRefused, Tell
 from proxy.upstream.errors import AddressRefused
 
 # A stream holds twice this at most while its last piece is being written.
@@ -34,17 +37,21 @@ Pool = Literal["metadata", "blobs", "passing", "push"]
 class Pools:
     """`start` them in the running loop and `close` them there."""
 
-    def __init__(self, settings: UpstreamSettings) -> None:
+    def __init__(self, registry: str, settings: UpstreamSettings, tell: Tell) -> None:
         self.retired = False
         # The file of the upstream's own certificate authorities, as it was read.
         self.ca = b""
+        self._registry = registry
         self._settings = settings
+        self._tell = tell
         self._context: ssl.SSLContext | None = None
         self._open: dict[tuple[Pool, bool], aiohttp.ClientSession] = {}
         # The strictest zone that the upstream's own host was seen in; behind a proxy only an address says it.
         self._own: Zone | None = None
         with suppress(ValueError):
             self._own = strictest(None, urlsplit(settings.url).hostname or "")
+        # An address in the URL is the operator's word; what a name resolves to is that of the name's owner.
+        self._named = self._own is None
         self._requests = 0
 
     async def start(self) -> None:
@@ -101,14 +108,19 @@ class Pools:
         return session
 
     def _own_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        if self._named:
+            self._check(own_refusal(address[4][0]))
         self._own = strictest(self._own, address[4][0])
         return _socket(address)
 
     def _foreign_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
-        zone = address_refusal(address[4][0], self.reach)
-        if zone is not None:
-            raise AddressRefused(zone)
+        self._check(address_refusal(address[4][0], self.reach))
         return _socket(address)
+
+    def _check(self, refused: Zone | None) -> None:
+        if refused is not None:
+            self._tell(TargetWasRefused(self._registry, refused))
+            raise AddressRefused(refused)
 
     async def close_if_over(self) -> None:
         """End all connections if this is retired and no request runs."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.policy.dial import Reach, Zone, address_refusal, strictest, target_refusal, zone_of
+from proxy.policy.dial import Reach, Zone, address_refusal, own_refusal, strictest, target_refusal, zone_of
 
 ZONES = {
     Zone.PUBLIC: [
@@ -100,6 +100,14 @@ def test_the_strictest_that_was_seen_counts(seen: list[str], zone: Zone) -> None
     for address in seen:
         own = strictest(own, address)
     assert own is zone
+
+
+def test_where_the_name_of_a_registry_may_lead() -> None:
+    """Anywhere that a registry can be, its own network's addresses among them."""
+    nowhere = {Zone.LINK_LOCAL, Zone.METADATA, Zone.MULTICAST, Zone.UNSPECIFIED}
+    for zone, addresses in ZONES.items():
+        for address in addresses:
+            assert own_refusal(address) == (zone if zone in nowhere else None)
 
 
 PUBLIC = Reach(Zone.PUBLIC)
