@@ -5,16 +5,19 @@ Invariants:
   down after it (`only_while`), keeps no 404 beyond it, and is joined by nobody who comes after it. All processes that
   share the metadata see the same generation.
 - Once begun it comes to its end, whoever leaves meanwhile; `close` waits for it.
+- A push of which nobody knows whether it was done takes nothing away: its tags are asked for before they are served
+  again, and served all the same while the upstream cannot be asked. Who may not push must not be able to purge.
 - Content and fills stay: bytes are what their digest says, and rights are asked for anew where a member went.
 """
 
 import asyncio
 import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
 from proxy.cache.ask import Records
-from proxy.cache.records import member_key, pushed_key, tag_key
+from proxy.cache.records import TagRecord, member_key, pushed_key, tag_key
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository, TagOrDigest
 
@@ -48,19 +51,42 @@ class Changes:
 
     async def happened(self, change: Change) -> None:
         """Drop what `change` made untrue: tags, members, lists and 404s."""
-        task = asyncio.get_running_loop().create_task(self._drop(change), name=f"change of {change.repository}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
+        await self._to_its_end(self._drop(change))
+
+    async def in_doubt(self, change: Change) -> None:
+        """Believe nothing that `change` makes untrue if it was made, without losing it."""
+        await self._to_its_end(self._doubt(change))
 
     async def close(self) -> None:
         """Wait for what is under way."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name="change in the cache")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _begin_generation(self, repository: Repository) -> None:
+        await self._records.put({pushed_key(repository): uuid.uuid4().hex.encode()}, _KEEP_GENERATION)
+
     async def _drop(self, change: Change) -> None:
         repository = change.repository
-        await self._records.put({pushed_key(repository): uuid.uuid4().hex.encode()}, _KEEP_GENERATION)
+        await self._begin_generation(repository)
         tags = [tag_key(repository, tag) for tag in change.tags]
         members = [member_key(repository, digest) for digest in change.deleted]
         if tags or members:
             await self._records.delete(*tags, *members)
+
+    async def _doubt(self, change: Change) -> None:
+        await self._begin_generation(change.repository)
+        keys = [tag_key(change.repository, tag) for tag in change.tags]
+        found = [TagRecord.load(raw) for raw in await self._records.get(*keys)]
+        # Over whatever is written meanwhile: what is in doubt without need costs one HEAD.
+        doubted = {
+            key: replace(record, in_doubt=True).dump()
+            for key, record in zip(keys, found, strict=True)
+            if record is not None
+        }
+        if doubted:
+            await self._records.put(doubted)

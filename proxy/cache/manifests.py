@@ -179,6 +179,8 @@ class Manifests:
             return _Known(proof, None)
         lifetimes = ask.lifetimes
         state = freshness(record.checked, self._clock(), lifetimes.ttl_of(tag), lifetimes.stale_if_error)
+        if record.in_doubt and state is Freshness.FRESH:
+            state = Freshness.STALE
         return _Known(proof, _content(digest, MemberRecord.load(raw_member), body, want_body), record, state)
 
     def _good(self, ask: Ask, known: _Known) -> bool:
@@ -216,7 +218,8 @@ class Manifests:
         seen = await self._origin.head(ask, tag, content)
         now = self._clock()
         if seen.digest == content.digest:
-            return _Outcome(seen, CacheState.REVALIDATED, replace(record, checked=now, upstream_digest=None))
+            confirmed = replace(record, checked=now, upstream_digest=None, in_doubt=False)
+            return _Outcome(seen, CacheState.REVALIDATED, confirmed)
         if state is Freshness.FRESH:
             # Only the proof had lapsed. The tag stays what it is until its time ends, the same for every node; that
             # it has moved on is told.

@@ -91,13 +91,15 @@ class _Record:
 class TagRecord(_Record):
     """`fetched`: when the tag was first seen with this digest; `checked`: when the upstream last confirmed it.
 
-    `upstream_digest`: what the tag has upstream, where it is known to differ.
+    `upstream_digest`: what the tag has upstream, where it is known to differ. `in_doubt`: a push may have moved it
+    since, so the upstream is to be asked before this is served; while it cannot be, this is the best there is.
     """
 
     digest: str
     fetched: Time
     checked: Time
     upstream_digest: str | None = None
+    in_doubt: bool = False
 
     def __post_init__(self) -> None:
         Digest.parse(self.digest)

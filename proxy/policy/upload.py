@@ -108,10 +108,10 @@ def without_ns(query: str) -> str:
     return "&".join(pair for pair in query.split("&") if pair and unquote_plus(pair.partition("=")[0]) != "ns")
 
 
-def with_mount_from(query: str, name: str) -> str:
-    """A query as it was written, with `name` as the repository that a blob is mounted `from`."""
-    pairs = (pair for pair in query.split("&") if unquote_plus(pair.partition("=")[0]) != "from")
-    return "&".join([*pairs, f"from={quote(name, safe='')}"])
+def with_mount_from(query: str, name: str | None) -> str:
+    """A query as it was written, with `name` as the repository that a blob is mounted `from`, or with none."""
+    pairs = [pair for pair in query.split("&") if pair and unquote_plus(pair.partition("=")[0]) != "from"]
+    return "&".join([*pairs, *([f"from={quote(name, safe='')}"] if name is not None else [])])
 
 
 def values_in(query: str, name: str) -> list[str]:

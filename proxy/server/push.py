@@ -10,13 +10,13 @@ import logging
 from typing import cast
 from urllib.parse import urlsplit
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from proxy.cache.ask import Ask
-from proxy.cache.changes import Change, change_of
+from proxy.cache.changes import Change, Changes, change_of
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
-from proxy.oci.reference import Repository
+from proxy.oci.reference import Repository, parse_name
 from proxy.oci.route import ChangeRoute, PushRoute, Route, UploadRoute
 from proxy.policy.access import ANONYMOUS, Principal
 from proxy.policy.cluster import check_repository
@@ -36,8 +36,9 @@ from proxy.server.house import House
 from proxy.server.refusals import Refused, body_too_large
 from proxy.server.respond import state_headers
 from proxy.settings import LimitSettings
+from proxy.telemetry.events import TargetWasRefused
 from proxy.upstream.errors import UpstreamError, UpstreamFailure, UpstreamRejected
-from proxy.upstream.push import Push, PushMethod, PushReply
+from proxy.upstream.push import IN_DOUBT, Push, PushesBusy, PushMethod, PushReply
 
 _log = logging.getLogger("pullthrough.server")
 
@@ -45,6 +46,7 @@ _log = logging.getLogger("pullthrough.server")
 _AWAITED = 1024 * 1024
 # What of a client's head describes its body, and what of an upstream's head means the same to the client.
 _OF_THE_BODY = ("Content-Type", "Content-Length", "Content-Range")
+_TRY_AGAIN = {"Retry-After": "5"}
 _PASSED_ON = (
     "Range", "Docker-Upload-UUID", "Docker-Content-Digest", "OCI-Chunk-Min-Length", "OCI-Chunk-Max-Length",
     "OCI-Subject", "OCI-Tag",
@@ -52,48 +54,46 @@ _PASSED_ON = (
 
 
 class ClientBody:
-    """The body of a request, as it comes, of up to `limit` bytes (0: of any size).
-
-    `error`: what the client is to be told, where it ended before its end.
-    """
+    """The body of a request, as it comes, of up to `limit` bytes (0: of any size)."""
 
     def __init__(self, request: web.BaseRequest, limit: int, timeout: float) -> None:
         """`timeout`: the seconds in which a MiB, or the rest, has to come; time in which nobody asks does not count."""
-        self.error: Exception | None = None
         self._request = request
         self._limit = limit
         self._timeout = self._time_left = timeout
         self._came = 0
         self._next_mark = _AWAITED
-        self._expects = request.headers.get("Expect", "").lower() == "100-continue"
+        # Clients of HTTP/1.0 would take it for the answer.
+        self._expects = request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11
 
     def __aiter__(self) -> "ClientBody":
         return self
 
     async def __anext__(self) -> bytes:
-        """The next piece; asked for only once there is somewhere to put it."""
+        """The next piece; asked for only once there is somewhere to put it.
+
+        Raises what the client is to be told: OCIError, or ConnectionError where it left.
+        """
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._time_left):
                 await self._continue()
                 piece = await self._request.content.readany()
             self._count(len(piece), asyncio.get_running_loop().time() - began)
-        except TimeoutError:
+        except TimeoutError as error:
             message = "the body of the request did not come in time"
-            self.error = Refused("body-timeout", "BLOB_UPLOAD_INVALID", message, status=408)
+            raise Refused("body-timeout", "BLOB_UPLOAD_INVALID", message, status=408) from error
+        except (Refused, ConnectionError):
             raise
-        except Refused as error:
-            self.error = error
-            raise
-        except ConnectionError as error:
-            self.error = error
-            raise
-        except Exception:
-            self.error = OCIError("BLOB_UPLOAD_INVALID", "the body is not what its head says")
-            raise
+        except Exception as error:
+            raise OCIError("BLOB_UPLOAD_INVALID", "the body is not what its head says") from error
         if not piece:
             raise StopAsyncIteration
         return piece
+
+    async def whole(self) -> bytes:
+        """All of it. Raises as above."""
+        return b"".join([piece async for piece in self])
 
     def _count(self, size: int, waited: float) -> None:
         """Raises Refused for a body that is too long after all."""
@@ -121,7 +121,10 @@ def body_limit(route: Route, limits: LimitSettings) -> int:
 
 
 async def forward_push(exchange: Exchange, house: House, ask: Ask, route: PushRoute) -> web.StreamResponse:
-    """Pass a push on and answer it. Raises OCIError or UpstreamError; ConnectionError where the client left."""
+    """Pass a push on and answer it. Raises OCIError or UpstreamError; ConnectionError where the client left.
+
+    However it ends, what it changed or may have changed is written down first.
+    """
     if exchange.deadline is not None:
         # A body takes as long as it takes: from here on it is silence that ends it.
         exchange.deadline.reschedule(None)
@@ -129,29 +132,35 @@ async def forward_push(exchange: Exchange, house: House, ask: Ask, route: PushRo
     request, registry = exchange.request, ask.repository.registry
     settings = house.settings.upstreams[registry]
     uploads = Uploads(ask.repository, settings.url, (registry, *settings.aliases), house.key)
-    # An upstream is not asked to change anything by GET or DELETE with a body.
-    has_body = request.method in {"POST", "PATCH", "PUT"} and request.body_exists
-    limits = exchange.limits
-    body = ClientBody(request, body_limit(route, limits), limits.body_timeout) if has_body else None
+    mounted = _mounted_from(exchange, house, registry)
+    body = _body(exchange, route)
     push = Push(
-        cast(PushMethod, request.method),
-        ask.repository,
-        _target(exchange, house, uploads, route),
-        _principal(ask),
-        _scopes(exchange, house, ask),
-        {name: request.headers[name] for name in _OF_THE_BODY if body is not None and name in request.headers},
-        body,
+        method=cast(PushMethod, request.method),
+        repository=ask.repository,
+        target=_target(request, uploads, route, mounted),
+        principal=_principal(ask),
+        scopes=_scopes(request, ask, mounted),
+        headers={name: request.headers[name] for name in _OF_THE_BODY if body is not None and name in request.headers},
+        body=body,
     )
+    if body is not None and isinstance(route, ChangeRoute) and push.principal.basic is not None:
+        # So that it can be sent again when a token is no good any more; it is no larger than `max_body_size`.
+        push.body = await body.whole()
     try:
         reply = await house.upstreams[registry].pushes.send(push)
     except UpstreamError as error:
-        if body is not None and body.error is not None:
-            raise body.error from error
         raise _told(error, exchange, route) from error
-    change = _change(request, ask, route, reply)
-    if change is not None:
-        await house.changes.happened(change)
-    return _answer(exchange, uploads, route, reply)
+    finally:
+        await _write_down(house.changes, _change(request, ask, route), push)
+    return _answer(exchange, house, uploads, route, reply)
+
+
+def _body(exchange: Exchange, route: PushRoute) -> ClientBody | None:
+    # An upstream is not asked to change anything by GET or DELETE with a body.
+    if exchange.request.method not in {"POST", "PATCH", "PUT"} or not exchange.request.body_exists:
+        return None
+    limits = exchange.limits
+    return ClientBody(exchange.request, body_limit(route, limits), limits.body_timeout)
 
 
 def _principal(ask: Ask) -> Principal:
@@ -159,28 +168,27 @@ def _principal(ask: Ask) -> Principal:
     return ask.principal if ask.principal.kind == "client" else ANONYMOUS
 
 
-def _scopes(exchange: Exchange, house: House, ask: Ask) -> tuple[str, ...]:
+def _scopes(request: web.BaseRequest, ask: Ask, mounted: str | None) -> tuple[str, ...]:
     """What a token for this push has to allow (distribution's token authentication specification)."""
-    actions = "pull,push,delete" if exchange.request.method == "DELETE" else "pull,push"
-    mounted = _mounted_from(exchange, house, ask.repository.registry)
+    actions = "pull,push,delete" if request.method == "DELETE" else "pull,push"
     more = (f"repository:{mounted}:pull",) if mounted is not None and mounted != ask.repository.name else ()
     return (f"repository:{ask.repository.name}:{actions}", *more)
 
 
 def _mounted_from(exchange: Exchange, house: House, registry: str) -> str | None:
     """The repository, as the upstream names it, that a blob is to be mounted from. Raises OCIError."""
-    query = exchange.request.rel_url.raw_query_string
-    if exchange.request.method != "POST":
+    source = next(filter(None, values_in(exchange.request.rel_url.raw_query_string, "from")), None)
+    if source is None or exchange.request.method != "POST":
         return None
-    mounted = next((name_at(house.registries, registry, source) for source in values_in(query, "from")), None)
-    if mounted is not None and exchange.cluster is not None:
+    mounted = name_at(house.registries, registry, parse_name(source))
+    if exchange.cluster is not None:
         check_repository(exchange.cluster, Repository(registry, mounted))
     return mounted
 
 
-def _target(exchange: Exchange, house: House, uploads: Uploads, route: PushRoute) -> str:
+def _target(request: web.BaseRequest, uploads: Uploads, route: PushRoute, mounted: str | None) -> str:
     """Path and query upstream. Raises OCIError."""
-    query = exchange.request.rel_url.raw_query_string
+    query = request.rel_url.raw_query_string
     if isinstance(route, ChangeRoute):
         query = without_ns(query)
         path = f"{urlsplit(uploads.url).path}/v2/{uploads.repository.name}/{route.what}/{route.reference}"
@@ -190,14 +198,16 @@ def _target(exchange: Exchange, house: House, uploads: Uploads, route: PushRoute
             return uploads.target(route.session, query)
         except UnknownUpload:
             raise OCIError("BLOB_UPLOAD_UNKNOWN", "this is no upload of the repository") from None
-    query = without_ns(query)
-    if (mounted := _mounted_from(exchange, house, uploads.repository.registry)) is not None:
-        query = with_mount_from(query, mounted)
+    query = with_mount_from(without_ns(query), mounted)
     return f"{uploads.path}?{query}" if query else uploads.path
 
 
-def _told(error: UpstreamError, exchange: Exchange, route: PushRoute) -> UpstreamError:
+def _told(error: UpstreamError, exchange: Exchange, route: PushRoute) -> Exception:
     """The error as the client is told of it."""
+    if isinstance(error, PushesBusy):
+        exchange.detail = ""
+        _log.warning("a push failed: %s", error)
+        return OCIError("UNAVAILABLE", "the proxy's connections for pushes are all in use", headers=_TRY_AGAIN)
     if isinstance(error, UpstreamFailure):
         exchange.detail = ""
         _log.warning("a push failed: %s (%s)", error, error.reason)
@@ -210,17 +220,30 @@ def _told(error: UpstreamError, exchange: Exchange, route: PushRoute) -> Upstrea
     return UpstreamRejected(404, str(error), code)
 
 
-def _change(request: web.BaseRequest, ask: Ask, route: PushRoute, reply: PushReply) -> Change | None:
-    """What the push changed; None where only an upload goes on."""
+def _change(request: web.BaseRequest, ask: Ask, route: PushRoute) -> Change | None:
+    """What the push changes when it is done; None where only an upload goes on."""
+    query = request.rel_url.raw_query_string
     if isinstance(route, ChangeRoute):
-        tags = values_in(request.rel_url.raw_query_string, "tag")
-        return change_of(request.method, ask.repository, route.reference, tags)
-    return Change(ask.repository) if reply.status == 201 else None
+        return change_of(request.method, ask.repository, route.reference, values_in(query, "tag"))
+    at_once = request.method == "POST" and (values_in(query, "digest") or values_in(query, "mount"))
+    return Change(ask.repository) if request.method == "PUT" or at_once else None
 
 
-def _answer(exchange: Exchange, uploads: Uploads, route: PushRoute, reply: PushReply) -> web.Response:
+async def _write_down(changes: Changes, change: Change | None, push: Push) -> None:
+    """Let the cache know of `change`, as far as it is known whether it was made."""
+    if change is None:
+        return
+    # A mount that is not done begins an upload instead (202). What is not there to be deleted is gone.
+    done = push.outcome == 201 if push.method == "POST" else 200 <= push.outcome < 300
+    if done or (push.method == "DELETE" and push.outcome == 404):
+        await changes.happened(change)
+    elif push.outcome == IN_DOUBT:
+        await changes.in_doubt(change)
+
+
+def _answer(exchange: Exchange, house: House, uploads: Uploads, route: PushRoute, reply: PushReply) -> web.Response:
     headers = {name: ", ".join(reply.headers.getall(name)) for name in _PASSED_ON if name in reply.headers}
-    location = _location(exchange.request, uploads, route, reply)
+    location = _location(exchange.request, house, uploads, route, reply)
     if location is not None:
         headers["Location"] = location
     headers |= state_headers(exchange, Verdict(CacheState.PASS, detail="push"))
@@ -228,7 +251,9 @@ def _answer(exchange: Exchange, uploads: Uploads, route: PushRoute, reply: PushR
     return web.Response(status=reply.status, headers=headers)
 
 
-def _location(request: web.BaseRequest, uploads: Uploads, route: PushRoute, reply: PushReply) -> str | None:
+def _location(
+    request: web.BaseRequest, house: House, uploads: Uploads, route: PushRoute, reply: PushReply
+) -> str | None:
     """Where the upload goes on, or what was pushed can be pulled. Raises OCIError for uploads that cannot go on."""
     ns = request.rel_url.query.get("ns")
     if isinstance(route, ChangeRoute):
@@ -247,6 +272,7 @@ def _location(request: web.BaseRequest, uploads: Uploads, route: PushRoute, repl
         session, query = uploads.for_client(reply.headers["Location"], reply.url)
     except ForeignUpload as error:
         registry = uploads.repository.registry
+        house.tell(TargetWasRefused(registry, "push"))
         _log.warning("an upload to %s cannot go on: %s", uploads.repository, error)
         message = f"{registry} keeps its uploads where this proxy does not go"
         raise OCIError("UNSUPPORTED", message, status=502) from None

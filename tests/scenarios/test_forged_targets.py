@@ -120,7 +120,7 @@ async def test_odd_spellings(
     settings: MakeSettings, public: FakeRegistry, trap: FakeStorage, names: dict[str, list[list[str]]], host: str
 ) -> None:
     """What some parser or resolver may take for loopback is 502 and counted, whatever it is counted as."""
-    names |= dict.fromkeys(["127.0.0.1.nip.test", "localhost."], [["127.0.0.1"]])
+    names |= {name: [["127.0.0.1"]] for name in ("127.0.0.1.nip.test", "localhost.")}
     redirecting(public, f"http://{host}:{port_of(trap)}/{digest_of(LAYER)}")
     async with running(settings()) as proxy:
         assert (await proxy.get(BLOB)).status == 502

@@ -203,6 +203,16 @@ async def test_a_client_that_waits_to_be_told_is_told(proxy: Proxy, registry: Pu
     writer.close()
 
 
+async def test_a_client_of_http_1_0_is_not_told(proxy: Proxy) -> None:
+    """It would take `100 Continue` for the answer."""
+    location = (await send(proxy, "POST", f"{REPOSITORY}/blobs/uploads/")).headers["Location"]
+    reader, writer = await connect(proxy)
+    head = f"PATCH {location} HTTP/1.0\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+    writer.write(head.encode() + b"12345")
+    assert await status_of(reader) == 202
+    writer.close()
+
+
 async def test_a_client_that_leaves_midway(proxy: Proxy, registry: PushableRegistry) -> None:
     """The upstream's body breaks off too, with and without a length: nothing that is incomplete looks complete."""
     for header, start in (
@@ -226,6 +236,7 @@ async def test_a_client_that_sends_no_more(impatient: Proxy, registry: PushableR
     writer.close()
     await until(lambda: registry.broken == 1)
     assert await impatient.metric('pullthrough_client_refusals_total{reason="body-timeout"}') == 1
+    assert await impatient.metric('pullthrough_upstream_requests_total{kind="push",method="PATCH"') == 0
 
 
 async def test_a_client_that_sends_byte_by_byte(impatient: Proxy, registry: PushableRegistry) -> None:
@@ -251,6 +262,7 @@ async def test_a_body_that_is_not_what_its_head_says(impatient: Proxy, registry:
     assert await status_of(reader) in {400, 408}
     writer.close()
     await until(lambda: registry.broken == 1)
+    assert await impatient.metric('pullthrough_upstream_requests_total{kind="push",method="PATCH"') == 0
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
@@ -301,6 +313,27 @@ async def test_an_upstream_that_does_not_answer(
         == 1
     )
     gate.open()
+
+
+async def test_pushes_that_hold_all_connections(
+    settings: MakeSettings, registry: PushableRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others wait for a moment, then get a 503 that says so, until a connection is free again; pulls do not wait."""
+    monkeypatch.setattr("proxy.upstream.push._TURN_LIMIT", 0.2)
+    registry.push("team/app", "v1", ONE)
+    async with running(settings({"max_connections": 2}, clusters=CLUSTERS)) as small:
+        held = [await begin(small, "Content-Length: 100") for _ in range(2)]
+        for _, writer in held:
+            writer.write(b"x")
+        await until(lambda: [len(upload) for upload in registry.uploads.values()] == [1, 1])
+        busy = await send(small, "POST", f"{REPOSITORY}/blobs/uploads/")
+        assert (busy.status, busy.code, busy.headers["Retry-After"]) == (503, "UNAVAILABLE", "5")
+        assert b"connections for pushes are all in use" in busy.body
+        assert (await small.get(f"{REPOSITORY}/manifests/v1")).status == 200
+        for _, writer in held:
+            writer.transport.abort()
+        await until(lambda: registry.broken == 2)
+        assert (await send(small, "POST", f"{REPOSITORY}/blobs/uploads/")).status == 202
 
 
 async def test_uploads_take_longer_than_heads_may(
@@ -400,13 +433,96 @@ async def test_who_may_not_push_is_asked_for_a_password(logged_in: Proxy, regist
     assert registry.tags == {}
 
 
+def ping_is(registry: PushableRegistry, status: int, **headers: str) -> None:
+    def fault(request: web.BaseRequest) -> web.Response | None:
+        return web.Response(status=status, headers=headers) if request.rel_url.path == "/v2/" else None
+
+    registry.fault = fault
+
+
 async def test_an_upstream_whose_ping_asks_for_nothing(logged_in: Proxy, registry: PushableRegistry) -> None:
     """What has no body is sent again with what its 401 asks for; what comes after it has that from the start."""
-    registry.fault = lambda request: web.Response() if request.rel_url.path == "/v2/" else None
+    ping_is(registry, 200)
     begun = await send(logged_in, "POST", f"{PREFIXED}/blobs/uploads/", Authorization=BASIC)
     done = await send(logged_in, "PUT", with_digest(begun.headers["Location"], b"layer"), b"layer", Authorization=BASIC)
     assert (begun.status, done.status) == (202, 201)
     assert [registry.count(method, "/v2/team/app") for method in ("POST", "PUT")] == [2, 1]
+
+
+async def test_a_manifest_alone_where_the_ping_asks_for_nothing(logged_in: Proxy, registry: PushableRegistry) -> None:
+    """It is read whole before it is sent, so that it can be sent again with what its 401 asks for."""
+    ping_is(registry, 200)
+    large = replace(ONE, manifest=ONE.manifest + b" " * 2 * MIB)
+    path = f"{PREFIXED}/manifests/v1"
+    answer = await send(logged_in, "PUT", path, large.manifest, Content_Type=ONE.media_type, Authorization=BASIC)
+    assert answer.status == 201
+    assert registry.content[digest_of(large.manifest)] == (ONE.media_type, large.manifest)
+    assert registry.count("PUT", "/manifests/") == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "answered"), [(500, 502), (503, 502), (429, 429), (307, 502), (403, 403), (404, 404)]
+)
+async def test_a_ping_that_fails(logged_in: Proxy, registry: PushableRegistry, status: int, answered: int) -> None:
+    """Nothing leaves without rights where it is not known which are wanted; the client hears what became of it."""
+    ping_is(registry, status, Location="/")
+    path = f"{PREFIXED}/manifests/v1"
+    answer = await send(logged_in, "PUT", path, ONE.manifest, Content_Type=ONE.media_type, Authorization=BASIC)
+    assert answer.status == answered
+    assert registry.count("PUT", "/") == 0
+    told = f'pullthrough_upstream_requests_total{{kind="other",method="GET",registry="registry.test",status="{status}"'
+    assert await logged_in.metric(told) == 1
+
+
+@pytest.mark.parametrize("status", [404, 503])
+async def test_a_ping_that_fails_changes_nothing(logged_in: Proxy, registry: PushableRegistry, status: int) -> None:
+    """What was to be pushed never left, so what is cached is good; also where the ping's 404 met a DELETE."""
+    registry.push("team/app", "v1", ONE)
+    path = f"{PREFIXED}/manifests/v1"
+    assert (await logged_in.get(path, Authorization=BASIC)).status == 200
+    ping_is(registry, status)
+    assert (await send(logged_in, "DELETE", path, Authorization=BASIC)).status in {404, 502}
+    assert (await logged_in.get(path, Authorization=BASIC)).state.startswith("pullthrough; hit")
+
+
+async def test_a_token_that_ends_early(logged_in: Proxy, registry: PushableRegistry) -> None:
+    """Manifests, and what has no body, go out again with a new one; an upload is sent once, its next try is good."""
+    path, uploads = f"{PREFIXED}/manifests/v1", f"{PREFIXED}/blobs/uploads/"
+
+    async def push() -> int:
+        headers = {"Content_Type": ONE.media_type, "Authorization": BASIC}
+        return (await send(logged_in, "PUT", path, ONE.manifest, **headers)).status
+
+    assert await push() == 201
+    registry.revoke_tokens()
+    assert await push() == 201
+    registry.revoke_tokens()
+    begun = await send(logged_in, "POST", uploads, Authorization=BASIC)
+    assert begun.status == 202
+    registry.revoke_tokens()
+    location = with_digest(begun.headers["Location"], b"layer")
+    for status in (401, 201):
+        sent = len(registry.seen)
+        assert (await send(logged_in, "PUT", location, b"layer", Authorization=BASIC)).status == status
+        assert [seen.method for seen in registry.seen[sent:]].count("PUT") == 1
+
+
+@pytest.mark.parametrize("source", ["team/other:push,delete%20repository:team/secret", "..%2Fx", "A%20B", "%ff", "/"])
+async def test_scopes_hold_nothing_but_names(logged_in: Proxy, registry: PushableRegistry, source: str) -> None:
+    """A `from` that is no name is 400, and nothing is asked for it."""
+    answer = await send(
+        logged_in, "POST", f"{PREFIXED}/blobs/uploads/?mount={ONE.digest}&from={source}", Authorization=BASIC
+    )
+    assert (answer.status, answer.code) == (400, "NAME_INVALID")
+    assert not registry.seen
+
+
+async def test_an_empty_from_is_none(logged_in: Proxy, registry: PushableRegistry) -> None:
+    """It names nothing, so it goes no further."""
+    query = f"?mount={ONE.digest}&from="
+    assert (await send(logged_in, "POST", f"{PREFIXED}/blobs/uploads/{query}", Authorization=BASIC)).status == 202
+    assert scopes(registry) == [["repository:team/app:pull,push"]]
+    assert registry.seen[-1].query == f"mount={ONE.digest}"
 
 
 async def test_a_realm_that_is_not_the_upstreams_gets_no_password(logged_in: Proxy, registry: PushableRegistry) -> None:
@@ -545,6 +661,115 @@ async def test_a_fill_goes_on_while_others_push(proxy: Proxy, registry: Pushable
     assert registry.record.sent_twice(digest_of(blob)) == []
 
 
+# Pushes of which nobody knows whether they were done.
+
+
+def losing_answers(registry: PushableRegistry, how: str) -> Gate:
+    """Changes are made, and their answer is lost: `drop`, `504`, or the client leaves at the gate."""
+    gate, changed = Gate(0), registry._change
+
+    async def change(request: web.BaseRequest) -> web.Response:
+        response = await changed(request)
+        if how == "drop":
+            assert request.transport is not None
+            request.transport.abort()
+        if how == "leave":
+            await gate(0)
+        return web.Response(status=504) if how == "504" else response
+
+    registry._change = change  # type: ignore[method-assign]
+    return gate
+
+
+@pytest.mark.parametrize("how", ["drop", "504", "leave"])
+async def test_an_answer_that_is_lost(proxy: Proxy, registry: PushableRegistry, how: str) -> None:
+    """Whoever pulls next sees what was pushed, and finds it fresh once it was asked for."""
+    registry.push("team/app", "v1", ONE)
+    path = f"{REPOSITORY}/manifests/v1"
+    assert (await proxy.get(path)).body == ONE.manifest
+    gate = losing_answers(registry, how)
+    push = asyncio.create_task(push_manifest(proxy, TWO, "v1"))
+    if how == "leave":
+        await gate.reached.wait()
+        push.cancel()
+        await asyncio.gather(push, return_exceptions=True)
+        left = 'pullthrough_requests_total{cache="pass",cluster="default",kind="push",method="PUT"'
+        async with asyncio.timeout(10):
+            while not await proxy.metric(left):
+                await asyncio.sleep(0)
+    else:
+        assert (await push).status == 502
+    assert (await proxy.get(path)).body == TWO.manifest
+    assert (await proxy.get(path)).state.startswith("pullthrough; hit")
+
+
+async def test_a_tag_in_doubt_that_did_not_move(proxy: Proxy, registry: PushableRegistry) -> None:
+    """One HEAD says so, and the tag is as fresh as before."""
+    registry.push("team/app", "v1", ONE)
+    path = f"{REPOSITORY}/manifests/v1"
+    await proxy.get(path)
+    registry.fault = lambda request: web.Response(status=503) if request.method == "PUT" else None
+    assert (await push_manifest(proxy, TWO, f"{TWO.digest}?tag=v1")).status == 502
+    assert (await proxy.get(path)).state == "pullthrough; fwd=stale; fwd-status=200; ttl=600"
+    assert (await proxy.get(path)).state == "pullthrough; hit; ttl=600"
+    assert [registry.count(method, "/manifests/v1") for method in ("GET", "HEAD")] == [1, 1]
+
+
+async def test_a_tag_in_doubt_is_served_in_an_outage(proxy: Proxy, registry: PushableRegistry) -> None:
+    """Nobody takes away what an outage needs by pushing into it."""
+    registry.push("team/app", "v1", ONE)
+    path, digest = f"{REPOSITORY}/manifests/v1", f"{REPOSITORY}/manifests/{ONE.digest}"
+    for pulled in (path, digest):
+        assert (await proxy.get(pulled)).status == 200
+    registry.fault = lambda request: web.Response(status=503)
+    assert (await push_manifest(proxy, TWO, "v1")).status == 502
+    for deleted in (path, digest):
+        assert (await send(proxy, "DELETE", deleted)).status == 502
+    found = await proxy.get(path)
+    assert (found.status, found.body, "stale-5xx" in found.state) == (200, ONE.manifest, True)
+    assert (await proxy.get(digest)).body == ONE.manifest
+
+
+async def test_a_push_that_never_left_changes_nothing(proxy: Proxy, registry: PushableRegistry) -> None:
+    """Without a connection there is nothing to doubt."""
+    registry.push("team/app", "v1", ONE)
+    path = f"{REPOSITORY}/manifests/v1"
+    await proxy.get(path)
+    await registry.stop()
+    assert (await push_manifest(proxy, TWO, "v1")).status == 502
+    assert (await proxy.get(path)).state.startswith("pullthrough; hit")
+
+
+@pytest.mark.parametrize("by", ["digest", "tag"])
+async def test_a_delete_whose_answer_is_lost(proxy: Proxy, registry: PushableRegistry, by: str) -> None:
+    """A tag is asked for anew; content stays until the next try is told that it is not there."""
+    registry.push("team/app", "v1", ONE)
+    path = f"{REPOSITORY}/manifests/{ONE.digest if by == 'digest' else 'v1'}"
+    assert (await proxy.get(path)).status == 200
+    losing_answers(registry, "504")
+    assert (await send(proxy, "DELETE", path)).status == 502
+    assert (await proxy.get(path)).status == (200 if by == "digest" else 404)
+    del registry._change
+    assert (await send(proxy, "DELETE", path)).status == 404
+    assert (await proxy.get(path)).status == 404
+
+
+async def test_an_upload_whose_answer_is_lost(proxy: Proxy, registry: PushableRegistry) -> None:
+    """A 404 from before it counts no longer."""
+    path = f"{REPOSITORY}/blobs/{digest_of(b'layer')}"
+    begun = await send(proxy, "POST", f"{REPOSITORY}/blobs/uploads/")
+    assert (await proxy.get(path)).status == 404
+    finished = registry._go_on
+
+    async def go_on(request: web.BaseRequest, name: str, session: str) -> web.Response:
+        await finished(request, name, session)
+        return web.Response(status=504)
+
+    registry._go_on = go_on  # type: ignore[method-assign]
+    assert (await send(proxy, "PUT", with_digest(begun.headers["Location"], b"layer"), b"layer")).status == 502
+    assert (await proxy.get(path)).body == b"layer"
+
+
 # Addresses of uploads.
 
 
@@ -569,6 +794,7 @@ async def test_uploads_on_another_host_are_refused(proxy: Proxy, registry: Pusha
     assert (answer.status, answer.code) == (502, "UNSUPPORTED")
     assert "Location" not in answer.headers
     assert not other.seen
+    assert await proxy.metric('pullthrough_upstream_refused_targets_total{reason="push"') == 1
     await other.stop()
 
 
@@ -579,6 +805,7 @@ async def test_a_push_is_not_redirected(proxy: Proxy, registry: PushableRegistry
     assert (answer.status, answer.code) == (502, "UNAVAILABLE")
     assert "Location" not in answer.headers
     assert len(registry.seen) == 1
+    assert await proxy.metric('pullthrough_upstream_refused_targets_total{reason="push"') == 1
 
 
 async def test_blobs_are_mounted_from_where_the_client_says(proxy: Proxy, registry: PushableRegistry) -> None:
@@ -629,14 +856,16 @@ async def test_errors_keep_status_and_code(proxy: Proxy, registry: PushableRegis
 
 @pytest.mark.parametrize(("status", "answered"), [(429, 429), (500, 502), (503, 502), (403, 403), (413, 413)])
 async def test_an_upstream_that_fails(proxy: Proxy, registry: PushableRegistry, status: int, answered: int) -> None:
-    """Answered before the body was taken, sent once, and what was cached stays cached."""
+    """Answered before the body was taken, sent once; what was cached stays cached, and is asked for after a 5xx."""
     registry.push("team/app", "v1", ONE)
     await proxy.get(f"{REPOSITORY}/manifests/v1")
     registry.fault = lambda request: web.Response(status=status) if request.method == "PUT" else None
     big = replace(TWO, manifest=TWO.manifest + b" " * MIB)
     assert (await push_manifest(proxy, big, "v1")).status == answered
     assert registry.count("PUT", "/manifests/") == 1
-    assert (await proxy.get(f"{REPOSITORY}/manifests/v1")).state.startswith("pullthrough; hit")
+    state = (await proxy.get(f"{REPOSITORY}/manifests/v1")).state
+    assert state.startswith("pullthrough; hit" if status < 500 else "pullthrough; fwd=stale; fwd-status=200")
+    assert registry.count("GET", "/manifests/") == 1
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
