@@ -4,8 +4,8 @@ Invariants:
 - A context is made whole, of certificate, key and client CAs, and never changed afterwards. A connection keeps the one
   it began with; the next connection gets the one that was made last.
 - A context that works is never given up for files that do not.
-- Tickets of a former context are worth nothing, and those who are asked for a certificate get none: a client CA that
-  was taken away counts from the next connection on, whoever was here before.
+- Sessions of a former context are worth nothing, and those who are asked for a certificate can resume none: a client CA
+  that was taken away counts from the next connection on, whoever was here before.
 - Files are looked at by one task, which `start` makes and `close` ends, and at SIGHUP; one look at a time.
 """
 
@@ -142,7 +142,10 @@ class ListenerTLS:
 
 
 def server_context(settings: TLSSettings) -> ssl.SSLContext:
-    """A context for a server: TLS 1.2 or later, HTTP/1.1. Blocks. Raises TLSError."""
+    """A context for a server: TLS 1.2 or later, 1.3 where clients are asked for certificates; HTTP/1.1.
+
+    Blocks. Raises TLSError.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # A client that negotiates anew again and again costs far more than it pays.
@@ -156,7 +159,9 @@ def server_context(settings: TLSSettings) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_OPTIONAL if settings.client_auth == "optional" else ssl.CERT_REQUIRED
         # What stands in the file is trusted, an intermediate authority without its root too, as Go's programs do it.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        # A resumed session is not verified again, however its certificate or the authorities have fared since.
+        # A resumed session is not verified again, however its certificate or the authorities have fared since. TLS 1.2
+        # resumes by ID too, which Python's ssl cannot turn off; TLS 1.3 by tickets alone.
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
     return context

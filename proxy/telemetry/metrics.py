@@ -60,7 +60,7 @@ class Metrics:
         )
         self._refused_targets = self._counter(
             "upstream_refused_targets",
-            "Redirects and token realms of upstreams to where they may not lead.",
+            "Redirects, token realms and uploads of upstreams to where they may not lead.",
             "registry",
             "reason",
         )

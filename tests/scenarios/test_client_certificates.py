@@ -1,5 +1,7 @@
 """Clusters told apart by client certificate: only what was verified counts, and only where it is asked for."""
 
+import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +127,31 @@ async def test_a_listener_that_does_not_ask(
         trusting.check_hostname = False
         async with proxy.session.get(f"https://{places[2].address}{TAG}", ssl=trusting) as answer:
             assert answer.status == 200
+
+
+async def test_no_session_is_resumed(start: Start, authority: Authority) -> None:
+    """Each connection is verified anew; TLS 1.2, which resumes by ID, is not spoken where clients are verified."""
+    client = authority.client(authority.issue("/CN=prod"))
+    async with start(client) as proxy:
+        port = proxy.application.listeners[0].address.port
+        session, reused = await asyncio.to_thread(_connect, port, client, None)
+        for _ in range(2):
+            session, reused = await asyncio.to_thread(_connect, port, client, session)
+            assert not reused
+        client.maximum_version = ssl.TLSVersion.TLSv1_2
+        with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
+            await asyncio.to_thread(_connect, port, client, None)
+
+
+def _connect(
+    port: int, context: ssl.SSLContext, session: ssl.SSLSession | None
+) -> tuple[ssl.SSLSession | None, bool | None]:
+    """A ping over a connection that would resume `session`; gives the next one, and whether it did."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+        with context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as tls:
+            tls.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert tls.recv(12) == b"HTTP/1.1 200"
+            return tls.session, tls.session_reused
 
 
 async def test_an_authority_in_between(
