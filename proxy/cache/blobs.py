@@ -280,7 +280,7 @@ class Blobs:
     async def _run_fill(self, fill: Fill) -> None:
         try:
             await fill.run()
-            if isinstance(fill.error, Uncacheable):
+            if isinstance(fill.error, Uncacheable) and not isinstance(fill.error, OtherSource):
                 self._troubled = {key: at for key, at in self._troubled.items() if self._is_recent(at)}
                 self._troubled[fill.digest] = self._clock()
         finally:
