@@ -325,7 +325,7 @@ class World:
             "max_size": f"{MAX_SIZE // MIB}MiB",
             "min_free": 0,
         }
-        upstream = {"url": self.registry.url, "connect_timeout": "1s", "read_timeout": "200ms"}
+        upstream = {"url": self.registry.url, "connect_timeout": "1s", "read_timeout": "600ms"}
         configured = make_settings(Path(), {"registry.test": upstream}, cache=cache)
         started = asyncio.Event()
         self._mismatches = 0.0
