@@ -118,7 +118,7 @@ class MemberRecord(_Record):
 class ListRecord(_Record):
     """A list of tags or referrers: the body as text, the query of its next page, and when it was fetched.
 
-    `generation`: the repository's when the list was asked for; it counts only as long as that is the same.
+    `generation`: the repository's when the list was asked for; it is fresh only as long as that is the same.
     """
 
     media_type: str

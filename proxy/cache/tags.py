@@ -65,11 +65,11 @@ class Lists:
         record, proof, now = ListRecord.load(raw_list), self._rights.proof(ask, raw_proof, "list"), self._clock()
         lifetimes = ask.lifetimes
         state = Freshness.EXPIRED
-        if record is not None and record.generation != generation:
-            # Something was pushed since.
-            record = None
         if record is not None:
             state = freshness(record.fetched, now, lifetimes.tag_ttl, lifetimes.stale_if_error)
+            if record.generation != generation and state is Freshness.FRESH:
+                # Something was pushed since, or may have been.
+                state = Freshness.STALE
             if state is Freshness.FRESH and proof_counts(proof, ask.principal, now, lifetimes):
                 return record, self._verdict(ask, record, CacheState.HIT)
         usable = state is not Freshness.EXPIRED and proof_counts_in_outage(proof, ask.principal, now, lifetimes)

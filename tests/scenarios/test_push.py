@@ -754,6 +754,22 @@ async def test_a_delete_whose_answer_is_lost(proxy: Proxy, registry: PushableReg
     assert (await proxy.get(path)).status == 404
 
 
+async def test_lists_outlive_a_push_into_an_outage(proxy: Proxy, registry: PushableRegistry) -> None:
+    """Whoever pushes while the upstream fails takes no list away; once it answers, the list is asked for at once."""
+    registry.push("team/app", "v1", ONE)
+    path = f"{REPOSITORY}/tags/list"
+    before = await proxy.get(path)
+    registry.fault = lambda request: web.Response(status=503)
+    assert (await push_manifest(proxy, TWO, "v2")).status == 502
+    stale = await proxy.get(path)
+    assert (stale.status, stale.body) == (200, before.body)
+    assert stale.state.startswith("pullthrough; fwd=stale")
+    registry.fault = None
+    registry.push("team/app", "v2", TWO)
+    proxy.clock.advance(60)
+    assert b'"v2"' in (await proxy.get(path)).body
+
+
 async def test_an_upload_whose_answer_is_lost(proxy: Proxy, registry: PushableRegistry) -> None:
     """A 404 from before it counts no longer."""
     path = f"{REPOSITORY}/blobs/{digest_of(b'layer')}"
