@@ -7,6 +7,7 @@ from typing import get_args
 
 from proxy.cache.records import (
     KEEP_CONTENT,
+    UNKNOWN_SIZE,
     MemberRecord,
     Proved,
     dump_proof,
@@ -122,10 +123,11 @@ class Rights:
         answer may be older than that and makes nothing a member.
         """
         key = member_key(ask.repository, digest)
-        if not media_type:
-            # The head of a blob says nothing of the type that a manifest was answered with.
+        if not media_type or size == UNKNOWN_SIZE:
+            # The head of a blob says nothing of the type that a manifest was answered with, a part nothing of the size.
             known = MemberRecord.load((await self._records.get(key))[0])
-            media_type = known.media_type if known is not None else ""
+            if known is not None:
+                media_type, size = media_type or known.media_type, known.size if size == UNKNOWN_SIZE else size
         member = MemberRecord(media_type, size, self._clock())
         await self._records.put({key: member.dump()}, only_while=(pushed_key(ask.repository), generation))
         return member

@@ -19,7 +19,7 @@ from proxy.cache.records import member_key, proof_key, tag_key
 from proxy.cache.singleflight import SingleFlight
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
-from proxy.policy.backoff import Circuit, Scope, Subject, open_circuit
+from proxy.policy.backoff import OWN, Circuit, Scope, Subject, open_circuit
 from proxy.upstream.client import HEAD_LIMIT
 from proxy.upstream.errors import UpstreamError, UpstreamFailure, UpstreamInvalid, UpstreamMissing, UpstreamRefused
 
@@ -68,7 +68,7 @@ class Circuits:
         if failure.reason == "429" and failure.retry_after is None:
             failure.retry_after = circuit.until - now
         if len(self._circuits) > _MOST_CIRCUITS:
-            self._circuits = dict(list(self._circuits.items())[_MOST_CIRCUITS // 2 :])
+            self._circuits = _most_of(self._circuits, now)
 
     def _open(self, scope: Scope, failure: UpstreamFailure, now: float) -> bool:
         """Open the circuit of `scope` for a step; not where it is open: that failure is one more of the same."""
@@ -102,6 +102,14 @@ class Circuits:
             del self._circuits[scope]
             return None
         return circuit
+
+
+def _most_of(circuits: dict[Scope, Circuit], now: float) -> dict[Scope, Circuit]:
+    """Without those that are over, and half as many at most; what concerns one principal and reference goes first."""
+    living = [item for item in circuits.items() if not item[1].is_over(now)]
+    half = _MOST_CIRCUITS // 2
+    living.sort(key=lambda item: item[0][0] != OWN)
+    return dict(living[-half:])
 
 
 class Missing:

@@ -67,26 +67,31 @@ class Changes:
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
 
-    async def _begin_generation(self, repository: Repository) -> None:
-        await self._records.put({pushed_key(repository): uuid.uuid4().hex.encode()}, _KEEP_GENERATION)
+    async def _begin_generation(self, repository: Repository) -> bytes:
+        generation = uuid.uuid4().hex.encode()
+        await self._records.put({pushed_key(repository): generation}, _KEEP_GENERATION)
+        return generation
 
     async def _drop(self, change: Change) -> None:
         repository = change.repository
-        await self._begin_generation(repository)
         tags = [tag_key(repository, tag) for tag in change.tags]
         members = [member_key(repository, digest) for digest in change.deleted]
-        if tags or members:
-            await self._records.delete(*tags, *members)
+        # Before and after: who doubts the same tags writes down what it read, in the generation in which it read.
+        for begin in (True, False):
+            if tags or members:
+                await self._records.delete(*tags, *members)
+            if begin:
+                await self._begin_generation(repository)
 
     async def _doubt(self, change: Change) -> None:
-        await self._begin_generation(change.repository)
+        generation = await self._begin_generation(change.repository)
         keys = [tag_key(change.repository, tag) for tag in change.tags]
         found = [TagRecord.load(raw) for raw in await self._records.get(*keys)]
-        # Over whatever is written meanwhile: what is in doubt without need costs one HEAD.
+        # Not over what a later push has made of them, nor anything back that it took away.
         doubted = {
             key: replace(record, in_doubt=True).dump()
             for key, record in zip(keys, found, strict=True)
             if record is not None
         }
         if doubted:
-            await self._records.put(doubted)
+            await self._records.put(doubted, only_while=(pushed_key(change.repository), generation))

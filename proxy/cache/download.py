@@ -215,7 +215,7 @@ class Download:
         loop = asyncio.get_running_loop()
         ask = self._filling.lender(self._refused)
         if ask is None:
-            raise UpstreamFailure("5xx", f"nobody is left who may read {self._digest}")
+            raise UpstreamRefused(401, f"nobody is left who may read {self._digest}")
         stream = _Stream(span, not self._ranges, self._address, ask, loop.time())
         stream.task = loop.create_task(self._bring(stream), name=f"range {span[0]}-{span[1]} of {self._digest}")
         stream.task.add_done_callback(lambda _: self.look.set())

@@ -48,6 +48,7 @@ _log = logging.getLogger("pullthrough.cache")
 _AHEAD = 1024 * 1024
 # How often another process's fill is looked at, in seconds.
 _POLL = 0.02
+_TRIES = 20
 
 
 class Fill:
@@ -57,6 +58,8 @@ class Fill:
         self.digest = digest
         self.ask = ask
         self.source = means.source
+        # Claimed before the digest: of all processes one for each source tries to fill it.
+        self._turn = Digest.of(means.source + str(digest).encode())
         self.size = 0
         self.verified = False
         self.over = False
@@ -146,13 +149,13 @@ class Fill:
         """
         means = self._means
         try:
-            while not means.store.claim(self.digest):
+            while not means.store.claim(self._turn):
                 if await self._followed():
                     return
             try:
-                await self._fill()
+                await self._fill_in_turn()
             finally:
-                means.store.release(self.digest)
+                means.store.release(self._turn)
         except UpstreamError as error:
             await means.failed(self._failed_ask, error)
             self._fail(error)
@@ -169,6 +172,19 @@ class Fill:
         finally:
             self.over, self.joinable = True, False
             self._let_go()
+
+    async def _fill_in_turn(self) -> None:
+        """With the claim of this source: whoever has the digest's meanwhile fills it from elsewhere."""
+        tries = 0
+        while not self._means.store.claim(self.digest):
+            # Whoever makes room claims what was left behind, for a moment.
+            if (tries := tries + 1) > _TRIES:
+                raise OtherSource(f"{self.digest} is on its way from elsewhere")
+            await asyncio.sleep(_POLL)
+        try:
+            await self._fill()
+        finally:
+            self._means.store.release(self.digest)
 
     async def _fill(self) -> None:
         """With the claim: nobody else fills this digest now."""
@@ -253,14 +269,10 @@ class Fill:
         store, worker = means.store, means.worker
         if self._partial is None:
             self._partial = await store.attach(self.digest)
-            if self._partial is not None:
-                source = self._partial.map.source
-                if source != means.source:
-                    self._partial.close()
-                    self._partial = None
-                    # Zeros: it has just begun, and says in a moment where from.
-                    if any(source):
-                        raise OtherSource(f"{self.digest} is on its way from elsewhere")
+            if self._partial is not None and self._partial.map.source != means.source:
+                # Left behind by a fill from elsewhere, or has just begun and says in a moment where from.
+                self._partial.close()
+                self._partial = None
             if self._partial is not None:
                 self._failures = self._partial.map.failures
                 self._confirm(self._partial.size, self._partial.file)

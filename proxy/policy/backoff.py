@@ -17,6 +17,8 @@ from proxy.policy.access import Principal
 
 Reason = Literal["connect", "timeout", "5xx", "429"]
 Scope = tuple[str, ...]
+# How the scopes begin that concern one principal and reference.
+OWN = "own"
 
 _FIRST_STEP = 1.0
 _LONGEST_STEP = 60.0
@@ -68,7 +70,7 @@ class Subject:
 
     def own_scope(self) -> Scope:
         """What nobody else has met."""
-        return "own", self.repository.registry, self.repository.name, self.reference, self.principal.key
+        return OWN, self.repository.registry, self.repository.name, self.reference, self.principal.key
 
     def scopes_of_rights(self) -> tuple[Scope, ...]:
         """Every scope that says that its principal's right cannot be asked for."""

@@ -149,6 +149,52 @@ async def test_another_registrys_bytes_are_none_of_another_workers_either(
         gate.open()
 
 
+async def test_another_registrys_silence_at_another_worker(
+    tmp_path: Path, registry: FakeRegistry, other: FakeRegistry
+) -> None:
+    """It never answers for the digest, and one worker waits for it: who asks here at the other one is served."""
+    put(registry, BLOB)
+    put(other, BLOB, "team/secret")
+    gate = Gate(0)
+    other.script = [Act(head_gate=gate)]
+    config = write_config(tmp_path, {"registry.test": {"url": registry.url}, "other.test": {"url": other.url}})
+    async with fleet(config) as proxy:
+        one, another = proxy.workers()
+        silent = await proxy.reader_at(one, THERE)
+        await gate.reached.wait()
+        reader = await proxy.reader_at(another, HERE)
+        await reader.head()
+        assert await reader.rest() == BLOB
+        gate.open()
+        silent.leave()
+        reader.leave()
+
+
+async def test_a_fill_stays_shared_whoever_asks_elsewhere(
+    tmp_path: Path, registry: FakeRegistry, other: FakeRegistry
+) -> None:
+    """A reader of another registry comes to the worker that follows: those of the fill's own one go on sharing it."""
+    put(registry, BLOB)
+    put(other, BLOB, "team/secret")
+    gate = Gate(MIB)
+    registry.script = [Act(gate=gate)]
+    config = write_config(tmp_path, {"registry.test": {"url": registry.url}, "other.test": {"url": other.url}})
+    async with fleet(config) as proxy:
+        one, another = proxy.workers()
+        first = await proxy.reader_at(one, HERE)
+        await gate.reached.wait()
+        foreign = await proxy.reader_at(another, THERE)
+        await foreign.head()
+        assert await foreign.rest() == BLOB
+        second = await proxy.reader_at(another, HERE)
+        await second.head()
+        gate.open()
+        assert await second.rest() == BLOB
+        for reader in (first, foreign, second):
+            reader.leave()
+    assert registry.count("GET", "/blobs/") == 1
+
+
 @pytest.mark.usefixtures("quick")
 async def test_a_fill_from_elsewhere_was_left_behind(
     tmp_path: Path, registry: FakeRegistry, other: FakeRegistry

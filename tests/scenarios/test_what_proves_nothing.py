@@ -112,6 +112,19 @@ async def test_a_head_of_a_blob_does_not_change_a_manifests_type(proxy: Proxy, r
     assert (await proxy.get(MANIFEST)).headers["Content-Type"] == before
 
 
+async def test_a_part_of_a_blob_does_not_change_a_manifests_size(
+    settings: Callable[..., Settings], registry: FakeRegistry
+) -> None:
+    """metadata-only: whoever asks for a part of a manifest among the blobs leaves its Content-Length as it is."""
+    registry.push("team/app", "v1", IMAGE)
+    path = f"/v2/team/app/manifests/{IMAGE.digest}"
+    async with running(settings(clusters=[{"name": "default", "mode": "metadata-only"}])) as proxy:
+        before = (await proxy.head(path)).headers["Content-Length"]
+        part = await proxy.get(f"/v2/team/app/blobs/{IMAGE.digest}", Range="bytes=0-1")
+        assert (part.status, part.body) == (206, IMAGE.manifest[:2])
+        assert (await proxy.head(path)).headers["Content-Length"] == before
+
+
 async def test_nobody_is_served_on_by_an_outage_of_his_own_making(proxy: Proxy, registry: FakeRegistry) -> None:
     """Some registries answer 500 to tokens they cannot parse: that is no outage for whoever has lost a right."""
     registry.private = {"team/app": {""}}
