@@ -40,14 +40,16 @@ def worker_count(settings: Settings) -> int:
 def of_one(settings: Settings, workers: int) -> Settings:
     """What one of so many workers goes by: connections and the rates of clusters are counted for the machine.
 
-    Not those of one client: a few connections may all come to one worker, and none is refused below its limit.
+    Not those of one client, which may all come to one worker; but no client is to have more than half of a worker.
     """
     upstreams = {
         name: upstream.model_copy(update={"max_connections": max(1, upstream.max_connections // workers)})
         for name, upstream in settings.upstreams.items()
     }
-    most = settings.limits.max_connections
-    limits = settings.limits.model_copy(update={"max_connections": -(-most // workers)})
+    share, client = -(-settings.limits.max_connections // workers), settings.limits.max_connections_per_client
+    if workers > 1 and share and client:
+        client = min(client, max(1, share // 2))
+    limits = settings.limits.model_copy(update={"max_connections": share, "max_connections_per_client": client})
     clusters = tuple(
         cluster.model_copy(update={"limits": _share(cluster.limits, workers)}) for cluster in settings.clusters
     )

@@ -13,6 +13,7 @@ aiohttp bounds lines, single headers and rests by itself; for what it lacks, a f
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +45,7 @@ _TOO_MANY_HEADERS = "Too many headers received"
 class Connection(RequestHandler):
     """See above. `gate` is what it shares with the others."""
 
-    __slots__ = ("_body", "_gate", "_head_bytes", "_peer", "_send_timer", "_timer")
+    __slots__ = ("_body", "_gate", "_head_bytes", "_peer", "_send_timer", "_timer", "_trailer_bytes")
 
     def __init__(self, manager: web.Server, gate: Gate, **options: Any) -> None:
         limits = gate.limits
@@ -53,6 +54,7 @@ class Connection(RequestHandler):
         # Runs before the first head, while one comes, and when the connection ends.
         self._timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
+        self._trailer_bytes = 0
         # Runs while the client does not take what it is sent.
         self._send_timer: asyncio.TimerHandle | None = None
         # That of the last request; what comes before its end is no head.
@@ -102,7 +104,9 @@ class Connection(RequestHandler):
             if transport is not None and self._manager is not None:
                 refused = not transport.is_closing()
                 if refused and transport.can_write_eof():
-                    transport.write_eof()
+                    # Its client may have left, unseen where nothing is read.
+                    with contextlib.suppress(OSError):
+                        transport.write_eof()
                 self._within(_LAST_WORD if refused else self._gate.limits.send_timeout, transport.abort)
 
     def make_room(self) -> None:
@@ -116,18 +120,20 @@ class Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        before, in_head = self._request_count, self._body.is_eof()
+        before, in_head, came = self._request_count, self._body.is_eof(), self._body.total_bytes
         super().data_received(data)
         if self._request_count != before:
             self._body = self._messages[-1][1]
             self._gate.busy(self)
-            self._head_bytes = 0
+            self._head_bytes = self._trailer_bytes = 0
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
         # Empty lines before a request are no part of it (RFC 9112, section 2.2).
         elif in_head and not self._close and not self._force_close and (self._head_bytes or data.strip(b"\r\n")):
             self._head_grows(len(data))
+        elif not in_head:
+            self._trailers_grow(len(data) if self._body.total_bytes == came else 0)
 
     def _head_grows(self, size: int) -> None:
         limits = self._gate.limits
@@ -139,6 +145,14 @@ class Connection(RequestHandler):
         self._head_bytes += size
         if self._head_bytes > limits.max_header_size + limits.max_url_length:
             self._refuse(header_too_large(limits.max_header_size))
+
+    def _trailers_grow(self, size: int) -> None:
+        """So much came inside of a body without any of it: aiohttp keeps all trailers. 0: some of the body came."""
+        self._trailer_bytes = self._trailer_bytes + size if size else 0
+        if self._trailer_bytes > self._gate.limits.max_header_size:
+            self._gate.refusals.add("header-size", self._peer)
+            # The request itself may have been answered already.
+            self._abort()
 
     def _within(self, seconds: float, else_do: Callable[[], None]) -> None:
         if self._timer is not None:

@@ -52,19 +52,26 @@ def credential_source(
     """The proxy's own credential for `registry`, where one is configured; it may stand under any of its names."""
     if settings.credentials is None:
         return None
-    names = dict.fromkeys([registry, URL(settings.url).authority, *settings.aliases])
-    return CredentialSource(settings.credentials, names, clock)
+    url = URL(settings.url)
+    host = url.host if url.is_default_port() else url.authority
+    names = dict.fromkeys([registry, host or registry, *settings.aliases])
+    return CredentialSource(settings.credentials, names, clock, host)
 
 
 class CredentialSource:
     """A registry's own credential. `names` are the registry's, the best first; `clock` in seconds."""
 
     def __init__(
-        self, settings: CredentialSettings, names: Iterable[str], clock: Callable[[], float] = time.time
+        self,
+        settings: CredentialSettings,
+        names: Iterable[str],
+        clock: Callable[[], float] = time.time,
+        host: str | None = None,
     ) -> None:
+        """`host`: where the registry is asked, whose own entry comes before those of other names."""
         self._settings = settings
         self._names = list(names)
-        self._place = place_of(settings, self._names)
+        self._place = place_of(settings, self._names, host)
         self._clock = clock
         self._looks: dict[str, _Look] = {}
         self._one_image = False
@@ -85,6 +92,8 @@ class CredentialSource:
 
         Raises CredentialsUnavailable where there is none, and never was.
         """
+        if not self._place.concerns(self._images(repository)):
+            return None
         if (look := await self._good(repository)) is None:
             async with self._locks.setdefault(repository if self._one_image else _ALL, asyncio.Lock()):
                 if (look := await self._good(repository)) is None:

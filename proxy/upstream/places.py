@@ -76,14 +76,23 @@ class Place(Protocol):
         """Another value whenever there may be something else to find; cheap."""
         ...
 
+    def concerns(self, images: Sequence[str]) -> bool:
+        """Is it meant for an image, by any of its names? If not, that is asked for as nobody."""
+        ...
+
     async def look(self, images: Sequence[str]) -> Found:
         """What stands there for an image, under any of its names, the best first. Raises CredentialsUnavailable."""
         ...
 
 
-def place_of(settings: CredentialSettings, names: Sequence[str]) -> Place:
-    """Where `settings` say to look; `names` are the registry's, the best first."""
-    hosts = [_DOCKER_HUB_KEY, *names] if "docker.io" in names else list(names)
+def place_of(settings: CredentialSettings, names: Sequence[str], host: str | None) -> Place:
+    """Where `settings` say to look; `names` are the registry's, the best first; `host` is where it is asked.
+
+    What stands there for that host comes first: another one's credential under a name that is only an alias, or Docker
+    Hub's for a mirror of it, is for where there is nothing else.
+    """
+    hub = [_DOCKER_HUB_KEY] if "docker.io" in names else []
+    hosts = list(dict.fromkeys([*([host] if host else []), *hub, *names]))
     limits = Limits(settings.timeout, settings.environment)
     if settings.username is not None and settings.password_file is not None:
         return PasswordFile(settings.username, settings.password_file)
@@ -105,6 +114,10 @@ class PasswordFile:
         """See `Place`."""
         return await mark_of(self._file)
 
+    def concerns(self, images: Sequence[str]) -> bool:
+        """See `Place`."""
+        return True
+
     async def look(self, images: Sequence[str]) -> Found:
         """See `Place`."""
         password = (await _text_of(self._file)).strip()
@@ -125,6 +138,10 @@ class DockerConfig:
     async def mark(self) -> object:
         """See `Place`."""
         return await mark_of(self._file)
+
+    def concerns(self, images: Sequence[str]) -> bool:
+        """See `Place`."""
+        return True
 
     async def look(self, images: Sequence[str]) -> Found:
         """See `Place`."""
@@ -161,6 +178,10 @@ class HelperProgram:
     async def mark(self) -> object:
         """See `Place`."""
         return None
+
+    def concerns(self, images: Sequence[str]) -> bool:
+        """See `Place`."""
+        return True
 
     async def look(self, images: Sequence[str]) -> Found:
         """See `Place`."""
@@ -203,8 +224,7 @@ class Plugin:
 
     async def look(self, images: Sequence[str]) -> Found:
         """See `Place`. For images that `match_images` does not mean nothing is run, and there is nothing."""
-        patterns = self._settings.match_images
-        image = next((one for one in images if not patterns or any(image_matches(p, one) for p in patterns)), None)
+        image = self._meant(images)
         if image is None:
             return Found({}, one_image=True)
         request = {"kind": "CredentialProviderRequest", "apiVersion": _PLUGIN_API, "image": image}
@@ -216,6 +236,14 @@ class Plugin:
         if code != 0:
             raise CredentialsUnavailable(f"the plugin {self._name} failed with exit code {code}")
         return self._found(output)
+
+    def concerns(self, images: Sequence[str]) -> bool:
+        """See `Place`."""
+        return self._meant(images) is not None
+
+    def _meant(self, images: Sequence[str]) -> str | None:
+        patterns = self._settings.match_images
+        return next((one for one in images if not patterns or any(image_matches(p, one) for p in patterns)), None)
 
     def _found(self, output: bytes) -> Found:
         answer, settings = _json_object(output), self._settings
@@ -231,7 +259,9 @@ class Plugin:
             )
         auth = _mapping(answer, "auth")
         credentials = {pattern: _from_plugin(auth[pattern]) for pattern in by_precision(auth) if pattern}
-        return Found({key: one for key, one in credentials.items() if one is not None}, keep, kind == "Image")
+        found = {key: one for key, one in credentials.items() if one is not None}
+        # Nothing for one image is no word on the others.
+        return Found(found, keep, kind == "Image" or not found)
 
 
 async def _text_of(file: Path) -> str:
@@ -256,7 +286,14 @@ def _mapping(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     """A string that says something; Docker's tools leave empty ones and nulls behind."""
-    return value if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        # Half of a character, which JSON can hold, is nothing that could be sent.
+        return ""
+    return value
 
 
 def _spellings(hosts: Iterable[str]) -> Iterable[str]:
@@ -293,4 +330,5 @@ def _go_seconds(duration: object) -> float | None:
     """A Go duration in seconds; None for what is none."""
     if not isinstance(duration, str) or not _GO_DURATION.fullmatch(duration):
         return None
-    return sum(float(number) * _GO_UNITS[unit] for number, unit in _GO_PART.findall(duration))
+    seconds = sum(float(number) * _GO_UNITS[unit] for number, unit in _GO_PART.findall(duration))
+    return seconds if math.isfinite(seconds) else None

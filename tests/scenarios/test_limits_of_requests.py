@@ -1,6 +1,7 @@
 """Sizes and times of single requests: a clear error, counted, and others are served meanwhile."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -254,3 +255,18 @@ async def test_new_limits_count_from_the_next_connection_on(
         assert await before.answer() == 200
         for client in (before, after):
             client.leave()
+
+
+async def test_trailers_are_bounded_as_headers_are(settings: Callable[..., Settings]) -> None:
+    """All of them together, not each; what comes too much ends the connection, answered or not, and is counted."""
+    async with running(settings()) as proxy:
+        client = await Raw.connect(proxy, b"GET /v2/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert await client.answer() == 200
+        with contextlib.suppress(ConnectionError):
+            await client.send(b"0\r\n")
+            for number in range(20):
+                await client.send(b"X-%d: " % number + b"a" * 16000 + b"\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert await client.end() == b""
+        client.leave()
+        assert await proxy.metric('pullthrough_client_refusals_total{reason="header-size"}') == 1

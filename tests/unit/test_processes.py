@@ -44,7 +44,7 @@ def test_one_of_one_has_everything() -> None:
 
 
 def test_limits_of_the_machine_are_shared_out_and_those_of_a_client_are_not() -> None:
-    """Rates and connections are one Nth for each worker; where there is no limit there is none."""
+    """Rates and connections are one Nth for each worker, of which no client has more than half; no limit stays none."""
     document = {
         "upstreams": {"a.test": {"url": "http://a.test"}},
         "limits": {"max_connections": 10, "max_connections_per_client": 10},
@@ -54,7 +54,7 @@ def test_limits_of_the_machine_are_shared_out_and_those_of_a_client_are_not() ->
         ],
     }
     mine = of_one(Settings.model_validate(document), 4)
-    assert (mine.limits.max_connections, mine.limits.max_connections_per_client) == (3, 10)
+    assert (mine.limits.max_connections, mine.limits.max_connections_per_client) == (3, 1)
     assert mine.clusters[0].limits.model_dump() == {"requests_per_second": 2.5, "bytes_per_second": 256 << 10}
     assert mine.clusters[1].limits == Settings.model_validate(document).clusters[1].limits
     document["limits"] = {"max_connections": 0}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.settings import CredentialSettings
-from proxy.upstream.credentials import Credential, CredentialSource, CredentialsUnavailable
+from proxy.settings import CredentialSettings, UpstreamSettings
+from proxy.upstream.credentials import Credential, CredentialSource, CredentialsUnavailable, credential_source
 from tests.fakes.clock import ManualClock
 
 AUTH = base64.b64encode(b"me:pass:word").decode()
@@ -441,3 +441,19 @@ async def test_a_file_larger_than_any_secret(tmp_path: Path) -> None:
     source = CredentialSource(CredentialSettings(username="me", password_file=file), ["reg.test"])
     with pytest.raises(CredentialsUnavailable, match="larger than"):
         await source.get("team/app")
+
+
+@pytest.mark.parametrize(("name", "aliases"), [("mirror.test", ["docker.io"]), ("docker.io", [])])
+async def test_a_mirror_of_docker_hub_has_its_own_credential(tmp_path: Path, name: str, aliases: list[str]) -> None:
+    """Where the file has one for the host that is asked, Docker Hub's does not go there."""
+    file = tmp_path / "config.json"
+    auths = {"https://index.docker.io/v1/": {"auth": AUTH}, "mirror.test": {"username": "mine", "password": "p"}}
+    file.write_text(json.dumps({"auths": auths}))
+    settings = UpstreamSettings.model_validate(
+        {"url": "https://mirror.test", "aliases": aliases, "credentials": {"docker_config": str(file)}}
+    )
+    source = credential_source(name, settings, ManualClock())
+    assert source is not None
+    found = await source.get("library/nginx")
+    assert found is not None
+    assert found.username == "mine"
