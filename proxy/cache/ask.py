@@ -69,12 +69,21 @@ class Records:
         entries: Mapping[str, bytes],
         keep: float = KEEP_CONTENT,
         only_while: tuple[str, bytes | None] | None = None,
-    ) -> None:
+    ) -> bool:
         """Store all of `entries` for `keep` seconds, if the store can; see `MetadataStore.put` for `only_while`."""
         try:
-            await self._store.put(entries, keep, only_while)
+            return await self._store.put(entries, keep, only_while)
         except StorageError as error:
             self._trouble(error)
+            return False
+
+    async def scan(self, prefix: str, after: str = "", limit: int = 1000) -> list[str]:
+        """Keys by prefix, see `MetadataStore.scan`; none where they cannot be read."""
+        try:
+            return await self._store.scan(prefix, after, limit)
+        except StorageError as error:
+            self._trouble(error)
+            return []
 
     async def generation(self, repository: Repository) -> bytes | None:
         """What changes whenever something was pushed to `repository` through here; None before the first time."""

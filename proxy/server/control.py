@@ -3,8 +3,9 @@
 A message is a name, a number and, for some, a value. The value is pickled: it comes from the same program's own parent
 or child, over a socket without a name, and from nowhere else.
 
-    supervisor  start (what to do), reload (settings), drain
-    worker      ready, failed (why), reloaded (lines), refused (why)
+    supervisor  start (what to do), reload (settings), call (a request of the admin API), drain
+    worker      ready, failed (why), reloaded (lines), refused (why), answer (to a call)
+    both        news (what one worker has learnt, which the supervisor tells the others)
 """
 
 import asyncio
@@ -44,6 +45,11 @@ class Channel:
         """Send it without waiting, whether the other end reads or not."""
         value = base64.b64encode(pickle.dumps(message.value))
         self._writer.write(f"{message.name} {message.number} ".encode() + value + b"\n")
+
+    @property
+    def behind(self) -> int:
+        """Bytes that the other end has not taken yet."""
+        return self._writer.transport.get_write_buffer_size()
 
     async def send(self, message: Message) -> None:
         """Send it, and wait while the other end is behind."""

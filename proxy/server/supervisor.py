@@ -18,6 +18,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from proxy.server.control import Channel, Message
 from proxy.settings import Settings
@@ -32,8 +33,8 @@ _START_LIMIT = 60.0
 _RELOAD_LIMIT = 30.0
 # What a worker may take to close after it has drained.
 _CLOSE_LIMIT = 5.0
-# The number of the last word.
-_LAST = 1 << 62
+# A worker that has not taken so many bytes of news, in bytes, misses the next ones: it hangs.
+_MOST_NEWS = 4 * 1024 * 1024
 
 
 class WorkerError(Exception):
@@ -60,29 +61,43 @@ class _Worker:
     def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
         self.process = process
         self.channel = channel
-        self.answers: asyncio.Queue[Message] = asyncio.Queue()
-        self._told = 0
+        self._asked = 0
+        self._gone = False
+        self._waiting: dict[int, asyncio.Future[Message]] = {}
 
-    async def listen(self) -> None:
-        """Take in what it says, until it says nothing any more."""
+    async def listen(self, news: Callable[["_Worker", object], None]) -> None:
+        """Take in what it says, until it says nothing any more; `news` are for the other workers."""
         try:
             while True:
-                self.answers.put_nowait(await self.channel.receive())
+                message = await self.channel.receive()
+                waiting = self._waiting.get(message.number)
+                if message.name == "news":
+                    news(self, message.value)
+                elif waiting is not None and not waiting.done():
+                    # An answer that comes too late is nobody's any more.
+                    waiting.set_result(message)
         except ConnectionError:
             # Whoever waits for an answer has it; why it ended its status says.
-            self.answers.put_nowait(Message("failed", "", _LAST))
+            self._gone = True
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_result(Message("failed", ""))
 
     async def told(self, message: Message, limit: float) -> Message:
-        """Its answer to `message`. Raises WorkerError where there is none, or it is a bad one."""
-        self._told += 1
+        """Its answer to `message`, in `limit` seconds. Raises WorkerError where there is none, or it is a bad one."""
+        if self._gone:
+            raise WorkerError("")
+        self._asked += 1
+        number, waiting = self._asked, asyncio.get_running_loop().create_future()
+        self._waiting[number] = waiting
         try:
             async with asyncio.timeout(limit):
-                await self.channel.send(replace(message, number=self._told))
-                # An answer that comes too late is nobody's any more.
-                while (answer := await self.answers.get()).number < self._told:
-                    pass
+                await self.channel.send(replace(message, number=number))
+                answer: Message = await waiting
         except (ConnectionError, TimeoutError):
             raise WorkerError("it does not answer") from None
+        finally:
+            del self._waiting[number]
         if answer.name in {"failed", "refused"}:
             raise WorkerError(str(answer.value))
         return answer
@@ -154,6 +169,22 @@ class Supervisor:
             said = [line for answer in answers if isinstance(answer, Message) for line in answer.value]
             return list(dict.fromkeys(said))
 
+    async def ask(self, question: object, limit: float) -> Any:
+        """What a worker answers to `question`: the one with the lowest number that answers. Raises WorkerError."""
+        error = WorkerError("no worker serves")
+        for _, worker in sorted(self._workers.items()):
+            try:
+                return (await worker.told(Message("call", question), limit)).value
+            except WorkerError as failed:
+                error = failed
+        raise error
+
+    async def ask_all(self, question: object, limit: float) -> list[Any]:
+        """What the workers that answer say to `question`, in the order of their numbers."""
+        told = [worker.told(Message("call", question), limit) for _, worker in sorted(self._workers.items())]
+        answers = await asyncio.gather(*told, return_exceptions=True)
+        return [answer.value for answer in answers if isinstance(answer, Message)]
+
     async def stop(self, limit: float) -> None:
         """Let running bodies end for `limit` seconds, then end all workers."""
         self._stopping.set()
@@ -167,6 +198,11 @@ class Supervisor:
         if self._keepers:
             # Not gathered: whoever cancels this must not cancel them.
             await asyncio.wait(self._keepers)
+
+    def _spread(self, source: _Worker, news: object) -> None:
+        for worker in self._workers.values():
+            if worker is not source and worker.channel.behind < _MOST_NEWS:
+                worker.channel.post(Message("news", news))
 
     async def _keep(self, number: int) -> None:
         loop, short_lives = asyncio.get_running_loop(), 0
@@ -207,7 +243,9 @@ class Supervisor:
             # The others were killed while this one was made.
             _kill(process)
         worker = _Worker(process, channel)
-        listening = asyncio.get_running_loop().create_task(worker.listen(), name=f"words of worker {number}")
+        listening = asyncio.get_running_loop().create_task(
+            worker.listen(self._spread), name=f"words of worker {number}"
+        )
         reason = ""
         try:
             descriptors = [[one.fileno() for one in sockets] for sockets in self._sockets[number]]

@@ -26,13 +26,20 @@ class MetadataStore(Protocol):
         """The values of `keys`, in their order; None for what is absent or has ended. Raises StorageError."""
         ...
 
+    async def scan(self, prefix: str, after: str = "", limit: int = 1000) -> list[str]:
+        """The first `limit` keys that begin with `prefix` and come after `after`, in the order of their code points.
+
+        Only those that have a value now. Raises StorageError.
+        """
+        ...
+
     async def put(
         self, entries: Mapping[str, bytes], keep: float, only_while: tuple[str, bytes | None] | None = None
-    ) -> None:
-        """Store all of `entries`, or none of them, for `keep` seconds at least. Raises StorageError.
+    ) -> bool:
+        """Store all of `entries`, or none of them, for `keep` seconds at least; gives whether. Raises StorageError.
 
         `only_while`: a key and the value that it has to have at that moment (None: to be absent), whatever other
-        processes do; otherwise nothing is stored, which is no error.
+        processes do; otherwise nothing is stored.
         """
         ...
 

@@ -9,6 +9,7 @@
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,10 @@ _T = TypeVar("_T")
 
 # Values up to this stay inside SQLite, so that a record is written whole or not at all. Manifests end at 4 MiB.
 _INLINE = 16 * 1024 * 1024
+
+_SCAN = """SELECT key FROM Cache WHERE key >= ? AND key > ? AND key < ? AND raw = 1
+           AND (expire_time IS NULL OR expire_time > ?) ORDER BY key LIMIT ?"""
+_LAST_CHARACTER = chr(0x10FFFF)
 
 
 class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
@@ -58,20 +63,31 @@ class DiskcacheMetadata:
         """See `MetadataStore.get`."""
         return await self._run(lambda: [self._cache.get(key) for key in keys])
 
+    async def scan(self, prefix: str, after: str = "", limit: int = 1000) -> list[str]:
+        """See `MetadataStore.scan`."""
+
+        def scan() -> list[str]:
+            # diskcache lists all keys or none; its table has an index on them, which a test holds.
+            found = self._cache._sql(_SCAN, (prefix, after, prefix + _LAST_CHARACTER, time.time(), limit))
+            return [key for (key,) in found]
+
+        return await self._run(scan)
+
     async def put(
         self, entries: Mapping[str, bytes], keep: float, only_while: tuple[str, bytes | None] | None = None
-    ) -> None:
+    ) -> bool:
         """See `MetadataStore.put`."""
 
-        def put() -> None:
+        def put() -> bool:
             # Nobody else writes within a transaction, so what is read here holds until it ends.
             with self._cache.transact():
                 if only_while is not None and self._cache.get(only_while[0]) != only_while[1]:
-                    return
+                    return False
                 for key, value in entries.items():
                     self._cache.set(key, value, expire=keep)
+                return True
 
-        await self._run(put)
+        return await self._run(put)
 
     async def delete(self, *keys: str) -> None:
         """See `MetadataStore.delete`."""

@@ -34,14 +34,20 @@ class MemoryMetadata:
         found = [self._shelf.get(key) for key in keys]
         return [entry[0] if entry is not None and now < entry[1] else None for entry in found]
 
+    async def scan(self, prefix: str, after: str = "", limit: int = 1000) -> list[str]:
+        now = time.time()
+        found = sorted(key for key, (_, end) in self._shelf.items() if key.startswith(prefix) and now < end)
+        return [key for key in found if key > after][:limit]
+
     async def put(
         self, entries: Mapping[str, bytes], keep: float, only_while: tuple[str, bytes | None] | None = None
-    ) -> None:
+    ) -> bool:
         if only_while is not None and await self.get(only_while[0]) != [only_while[1]]:
-            return
+            return False
         if not all(isinstance(key, str) and isinstance(value, bytes) for key, value in entries.items()):
             raise TypeError("strings to bytes")
         self._shelf.update({key: (value, time.time() + keep) for key, value in entries.items()})
+        return True
 
     async def delete(self, *keys: str) -> None:
         for key in keys:

@@ -7,6 +7,7 @@ from typing import Any
 import diskcache
 import pytest
 
+from proxy.storage import metadata
 from proxy.storage.base import StorageError
 from proxy.storage.metadata import DiskcacheMetadata
 from tests.fakes.clock import ManualClock
@@ -113,3 +114,12 @@ async def test_a_directory_that_cannot_be_made_is_a_storage_error(tmp_path: Path
     with pytest.raises(StorageError):
         await store.open()
     await store.close()
+
+
+async def test_keys_are_listed_by_the_index(tmp_path: Path) -> None:
+    """However many rows there are: the table's own index on keys is what a listing walks along."""
+    store = await opened(tmp_path / "metadata")
+    await store.close()
+    with diskcache.Cache(str(tmp_path / "metadata")) as cache:
+        plan = cache._sql("EXPLAIN QUERY PLAN " + metadata._SCAN, ("a", "", "b", 0.0, 10)).fetchall()
+    assert [row[3].split(" (")[0] for row in plan] == ["SEARCH Cache USING INDEX Cache_key_raw"]

@@ -143,7 +143,7 @@ async def test_many_at_once(store: MetadataStore) -> None:
 
 async def test_a_waiter_that_leaves_harms_nobody(store: MetadataStore) -> None:
     """Its put may or may not have happened; the store goes on."""
-    leaving: list[Awaitable[None]] = []
+    leaving: list[Awaitable[bool]] = []
     for number in range(20):
         task = asyncio.ensure_future(store.put({f"key{number}": b"x"}, 60))
         await asyncio.sleep(0)
@@ -160,7 +160,7 @@ async def test_what_is_stored_only_while_a_key_has_a_value(
 ) -> None:
     """All of it where the key still has the value that was seen, nothing where it changed, and no error."""
     await store.put({"guard": b"1"}, 60)
-    await store.put({"a": b"a", "b": b"b"}, 60, only_while=("guard", before))
+    assert await store.put({"a": b"a", "b": b"b"}, 60, only_while=("guard", before)) is stored
     assert await store.get("a", "b") == ([b"a", b"b"] if stored else [None, None])
 
 
@@ -172,3 +172,24 @@ async def test_what_is_stored_only_while_a_key_is_absent(store: MetadataStore, c
     clock.advance(61)
     await store.put({"c": b"1"}, 600, only_while=("guard", None))
     assert await store.get("a", "b", "c") == [b"1", None, b"1"]
+
+
+async def test_keys_are_listed_by_their_beginning_in_order_and_in_pages(store: MetadataStore) -> None:
+    """Code points decide the order, patterns' characters mean themselves, and a page begins after the last one's."""
+    keys = ["tag/b", "tag/a:2", "tag/a:10", "tag/é", "tag/%", "tag/_", "tag/a", "tag", "tagx/a", "s/tag/a"]
+    await store.put(dict.fromkeys(keys, b"1"), 60)
+    wanted = sorted(key for key in keys if key.startswith("tag/"))
+    assert await store.scan("tag/") == wanted
+    assert await store.scan("tag/", limit=3) == wanted[:3]
+    assert await store.scan("tag/", wanted[2], 3) == wanted[3:6]
+    assert await store.scan("tag/%") == ["tag/%"]
+    assert await store.scan("none/") == []
+
+
+async def test_what_has_ended_or_was_removed_is_not_listed(store: MetadataStore, clock: ManualClock) -> None:
+    """Only keys that have a value."""
+    await store.put({"k/short": b"1", "k/removed": b"1"}, 60)
+    await store.put({"k/long": b"1"}, 600)
+    await store.delete("k/removed")
+    clock.advance(61)
+    assert await store.scan("k/") == ["k/long"]

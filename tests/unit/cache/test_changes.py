@@ -35,10 +35,12 @@ class Store:
 
     async def put(
         self, entries: Mapping[str, bytes], keep: float, only_while: tuple[str, bytes | None] | None = None
-    ) -> None:
+    ) -> bool:
         await self._turn()
-        if only_while is None or self.rows.get(only_while[0]) == only_while[1]:
+        stored = only_while is None or self.rows.get(only_while[0]) == only_while[1]
+        if stored:
             self.rows |= entries
+        return stored
 
     async def delete(self, *keys: str) -> None:
         await self._turn()
