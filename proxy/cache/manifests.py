@@ -16,8 +16,10 @@ from proxy.cache.ask import Ask, Clock, Records, Rights
 from proxy.cache.attempts import Attempts, Circuits, LeftAlone
 from proxy.cache.origin import Content, ManifestOrigin
 from proxy.cache.records import (
+    HoldRecord,
     MemberRecord,
     TagRecord,
+    hold_key,
     manifest_key,
     member_key,
     proof_key,
@@ -59,6 +61,7 @@ class _Known:
     content: Content | None
     record: TagRecord | None = None
     freshness: Freshness = Freshness.EXPIRED
+    hold: HoldRecord | None = None
 
 
 class Manifests:
@@ -145,6 +148,8 @@ class Manifests:
 
     async def _by_tag(self, ask: Ask, tag: str, want_body: bool) -> ManifestAnswer:
         known = await self._know_tag(ask, tag, want_body)
+        if known.hold is not None:
+            return await self._held_answer(ask, tag, known.hold, known.record, want_body)
         if known.record is not None and known.content is not None and self._good(ask, known):
             return self._tag_answer(ask, tag, _Outcome(known.content, CacheState.HIT, known.record))
         usable = (
@@ -166,22 +171,23 @@ class Manifests:
         return self._tag_answer(ask, tag, replace(outcome, state=_shared(outcome.state, joined)))
 
     async def _know_tag(self, ask: Ask, tag: str, want_body: bool) -> _Known:
-        raw_tag, raw_proof = await self._records.get(
-            tag_key(ask.repository, tag), proof_key(ask.principal, ask.repository)
+        raw_tag, raw_proof, raw_hold = await self._records.get(
+            tag_key(ask.repository, tag), proof_key(ask.principal, ask.repository), hold_key(ask.repository, tag)
         )
-        record, proof = TagRecord.load(raw_tag), self._rights.proof(ask, raw_proof)
+        record, proof, hold = TagRecord.load(raw_tag), self._rights.proof(ask, raw_proof), HoldRecord.load(raw_hold)
         if record is None:
-            return _Known(proof, None)
+            return _Known(proof, None, hold=hold)
         digest = Digest.parse(record.digest)
         raw_member, body = await self._records.get(member_key(ask.repository, digest), manifest_key(digest))
         if raw_member is None:
             # The manifest went, by a push or by the upstream's word; which one the tag has now is not known.
-            return _Known(proof, None)
+            return _Known(proof, None, hold=hold)
         lifetimes = ask.lifetimes
         state = freshness(record.checked, self._clock(), lifetimes.ttl_of(tag), lifetimes.stale_if_error)
         if record.in_doubt and state is Freshness.FRESH:
             state = Freshness.STALE
-        return _Known(proof, _content(digest, MemberRecord.load(raw_member), body, want_body), record, state)
+        content = _content(digest, MemberRecord.load(raw_member), body, want_body)
+        return _Known(proof, content, record, state, hold)
 
     def _good(self, ask: Ask, known: _Known) -> bool:
         return known.freshness is Freshness.FRESH and proof_counts(
@@ -208,11 +214,14 @@ class Manifests:
             outcome = await self._revalidate(ask, tag, record, known.content, known.freshness)
         if outcome.record is not None:
             # Not where something was pushed meanwhile: the answer may be older than that.
-            await self._records.put(
-                {tag_key(ask.repository, tag): outcome.record.dump()},
-                only_while=(pushed_key(ask.repository), generation),
-            )
+            await self._write(ask, tag, outcome.record, generation)
         return outcome
+
+    async def _write(self, ask: Ask, tag: str, record: TagRecord, generation: bytes | None) -> None:
+        record = replace(record, proved_by=ask.principal.proves_as)
+        await self._records.put(
+            {tag_key(ask.repository, tag): record.dump()}, only_while=(pushed_key(ask.repository), generation)
+        )
 
     async def _revalidate(self, ask: Ask, tag: str, record: TagRecord, content: Content, state: Freshness) -> _Outcome:
         seen = await self._origin.head(ask, tag, content)
@@ -228,7 +237,46 @@ class Manifests:
         moved = seen if seen.body is not None else await self._origin.get(ask, seen.digest)
         return _Outcome(moved, CacheState.MISS, TagRecord(str(moved.digest), now, now))
 
+    # In the background, and at an operator's word.
+
+    async def look(self, ask: Ask, tag: str, fetch: bool) -> TagRecord:
+        """What the upstream has for `tag` now, however fresh the entry is; with `fetch` a manifest it moved to is had.
+
+        Without it the entry stays what it is, and says from now on that the tag has moved. Raises UpstreamError.
+        """
+        outcome, _ = await self._attempts.run(
+            ask, tag, ("look", ask.principal.limited_as, ask.repository, tag, fetch),
+            lambda: self._look(ask, tag, fetch), False,
+        )  # fmt: skip
+        assert outcome.record is not None  # noqa: S101 - what `_look` gives
+        return outcome.record
+
+    async def _look(self, ask: Ask, tag: str, fetch: bool) -> _Outcome:
+        generation = await self._records.generation(ask.repository)
+        known = await self._know_tag(ask, tag, False)
+        record, now = known.record, self._clock()
+        if record is None or known.content is None:
+            content = await (self._origin.get(ask, tag) if fetch else self._origin.head(ask, tag))
+            outcome = _Outcome(content, CacheState.MISS, TagRecord(str(content.digest), now, now, looked=now))
+        else:
+            # The entry's own time is what a request would ask again for; whoever looks wants the upstream's word now.
+            state = Freshness.EXPIRED if fetch else Freshness.FRESH
+            outcome = await self._revalidate(ask, tag, record, known.content, state)
+            outcome = replace(outcome, record=replace(outcome.record or record, looked=now))
+        assert outcome.record is not None  # noqa: S101 - set above
+        await self._write(ask, tag, outcome.record, generation)
+        return outcome
+
     # Answers.
+
+    async def _held_answer(
+        self, ask: Ask, tag: str, hold: HoldRecord, record: TagRecord | None, want_body: bool
+    ) -> ManifestAnswer:
+        answer = await self._by_digest(ask, Digest.parse(hold.digest), want_body)
+        warning = f"{tag} is held at this digest by an operator"
+        if record is not None and (upstream := record.upstream_digest or record.digest) != hold.digest:
+            warning += f"; upstream it is {upstream}"
+        return replace(answer, verdict=replace(answer.verdict, detail="held", warning=warning))
 
     def _tag_answer(self, ask: Ask, tag: str, outcome: _Outcome) -> ManifestAnswer:
         record = outcome.record

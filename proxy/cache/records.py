@@ -6,11 +6,14 @@ member/<repository>@<digest>        the upstream served this manifest or blob in
 proof/<principal>/<repository>      the upstream answered this principal for this repository
 list/<kind>/<repository>?<query>    a list of tags or of referrers
 wrong/<registry>/<digest>           when the registry last sent other bytes for this blob
-pushed/<repository>                 another value after each push through here (its generation)
+pushed/<repository>                 another value after each push through here, and each purge (its generation)
+history/<repository>:<tag>          the digests that a tag had, and how often each was served
+nodes/<repository>:<tag>@<digest>   which clients were given that digest for the tag
+hold/<repository>:<tag>             the digest that an operator had the tag keep
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter
@@ -39,6 +42,9 @@ def member_key(repository: Repository, digest: Digest) -> str:
     return f"member/{repository}@{digest}"
 
 
+# Whose right it was: nobody's, nobody's with pulls on the proxy's own account, the proxy's own, or a client's own.
+Prover = Literal["anonymous", "public", "own", "client"]
+
 # What an upstream has answered a principal with. Many registries let people list what they may not pull.
 Proved = Literal["content", "list"]
 
@@ -54,6 +60,25 @@ def list_key(kind: str, repository: Repository, query: str) -> str:
 
 def wrong_key(registry: str, digest: Digest) -> str:
     return f"wrong/{registry}/{digest}"
+
+
+def history_key(repository: Repository, tag: str) -> str:
+    return f"history/{repository}:{tag}"
+
+
+def nodes_key(repository: Repository, tag: str, digest: str) -> str:
+    return f"nodes/{repository}:{tag}@{digest}"
+
+
+def hold_key(repository: Repository, tag: str) -> str:
+    return f"hold/{repository}:{tag}"
+
+
+def named_in(key: str) -> tuple[Repository, str]:
+    """The repository and the tag of a key of a tag, of its history or of its hold."""
+    named, _, tag = key.partition("/")[2].rpartition(":")
+    registry, _, name = named.partition("/")
+    return Repository(registry, name), tag
 
 
 def pushed_key(repository: Repository) -> str:
@@ -93,6 +118,7 @@ class TagRecord(_Record):
 
     `upstream_digest`: what the tag has upstream, where it is known to differ. `in_doubt`: a push may have moved it
     since, so the upstream is to be asked before this is served; while it cannot be, this is the best there is.
+    `proved_by`: whose right to it the upstream last confirmed; `looked`: when it was last asked in the background.
     """
 
     digest: str
@@ -100,9 +126,59 @@ class TagRecord(_Record):
     checked: Time
     upstream_digest: str | None = None
     in_doubt: bool = False
+    proved_by: Prover = "client"
+    looked: Time = 0.0
 
     def __post_init__(self) -> None:
         Digest.parse(self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRecord(_Record):
+    """The digest that a tag is to have here until it is released; since when, and by whose word."""
+
+    digest: str
+    since: Time
+    by: str
+
+    def __post_init__(self) -> None:
+        Digest.parse(self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A digest that a tag had: first and last seen, how often it was served, and to which clusters how often."""
+
+    digest: str
+    first: Time
+    last: Time
+    pulls: int = 0
+    clusters: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRecord(_Record):
+    """The digests of a tag, the one last seen first."""
+
+    digests: tuple[Served, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A client that was given a digest: for which cluster, first, last, and how often."""
+
+    cluster: str
+    first: Time
+    last: Time
+    pulls: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodesRecord(_Record):
+    """By address, those that are counted one by one, and how many pulls of others there were."""
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+    others: int = 0
 
 
 @dataclass(frozen=True, slots=True)

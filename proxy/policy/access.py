@@ -32,6 +32,11 @@ class Principal:
     pulls_as: "Principal | None" = field(default=None, compare=False)
 
     @property
+    def proves_as(self) -> Literal["anonymous", "public", "own", "client"]:
+        """Whose right is confirmed when this one is answered; `public` is nobody's, on the proxy's own account."""
+        return self.kind if self.pulls_as is None else "public"
+
+    @property
     def limited_as(self) -> str:
         """Under which key upstreams' rate limits, and token servers that fail, are counted."""
         return self.key if self.pulls_as is None else f"{self.key} by {self.pulls_as.key}"

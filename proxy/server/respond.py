@@ -124,7 +124,7 @@ def cache_status(verdict: Verdict) -> str:
     detail = [f"detail={verdict.detail}"] if verdict.detail else []
     match verdict.state:
         case CacheState.HIT:
-            parts = ["hit", *ttl]
+            parts = ["hit", *ttl, *detail]
         case CacheState.REVALIDATED:
             parts = ["fwd=stale", "fwd-status=200", *ttl]
         case CacheState.STALE:
