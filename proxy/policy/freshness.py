@@ -42,6 +42,7 @@ class Lifetimes:
     proof_ttl: float
     proof_stale_if_error: float
     strict_proofs: bool = False
+    drift_interval: float = 900.0
     tag_rules: tuple[tuple[str, float], ...] = ()
 
     def ttl_of(self, tag: str) -> float:

@@ -8,8 +8,9 @@ whichever rule chose it: BuildKit sends both the prefix and `ns`.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
-from proxy.oci.reference import Repository
+from proxy.oci.reference import Repository, parse_name, parse_tag_or_digest
 from proxy.policy.cluster import host_without_port
 from proxy.settings import UpstreamSettings
 
@@ -63,6 +64,45 @@ def name_at(registries: Registries, registry: str, name: str) -> str:
     if rest and registries.names.get(first) == registry:
         name = rest
     return f"library/{name}" if registry == _DOCKER_HUB and "/" not in name else name
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What people write: a repository with a tag, a digest, or both."""
+
+    repository: Repository
+    tag: str | None
+    digest: Digest | None
+
+    def __str__(self) -> str:
+        return str(self.repository) + (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+
+def parse_reference(registries: Registries, text: str) -> Reference:
+    """`nginx`, `nginx:1.27`, `ghcr.io/team/app@sha256:…`, as clients read them: without either, the tag is `latest`.
+
+    A first component with a dot or a colon, or `localhost`, is a registry's name; otherwise docker.io is meant, if it
+    is configured, or else the default. Raises OCIError.
+    """
+    named, at, after = text.partition("@")
+    digest = Digest.parse(after) if at else None
+    name, colon, tag = named.rpartition(":")
+    if not colon or "/" in tag:
+        name, tag = named, "" if at else "latest"
+    if tag:
+        parse_tag_or_digest(tag)
+    first = name.partition("/")[0].lower()
+    names_one = "/" in name and ("." in first or ":" in first or first == "localhost")
+    registry = registries.names.get(first) if "/" in name else None
+    if registry is None and names_one:
+        raise OCIError("NAME_UNKNOWN", f"the registry {first} is not configured on this proxy")
+    registry = registry or registries.names.get(_DOCKER_HUB) or registries.default
+    if registry is None:
+        raise OCIError("NAME_UNKNOWN", "the reference names no registry and no upstream is the default")
+    if "/" in name and first in registries.names:
+        # Registries' names have no case; repositories' do.
+        name = first + name[len(first) :]
+    return Reference(Repository(registry, parse_name(name_at(registries, registry, name))), tag or None, digest)
 
 
 def _registry(registries: Registries, asked: Asked) -> str:

@@ -1,15 +1,23 @@
-"""The admin listener: `/healthz` (alive), `/readyz` (can serve), `/metrics`."""
+"""The admin listener: `/healthz` (alive), `/readyz` (can serve), `/metrics`, and the API under `/api/v1/`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
+from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 
+from proxy.server.admin_access import AdminAccess
+from proxy.server.api import ApiError, ApiRequest, ApiResponse, failed, parse_body
 from proxy.storage.base import Usage
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.shared import SharedMetrics
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_API = "/api/v1/"
+_LARGEST_BODY = 1024 * 1024
+
+Backend = Callable[[ApiRequest], Awaitable[ApiResponse]]
 
 
 class Admin:
@@ -20,26 +28,71 @@ class Admin:
         metrics: Metrics | SharedMetrics,
         not_ready: Callable[[], str | None],
         usage: Callable[[], Awaitable[Usage | None]],
+        drift: Callable[[], Awaitable[Mapping[str, int]]],
+        access: AdminAccess,
+        backend: Backend,
     ) -> None:
+        """`drift`: by registry, how many tags have moved on upstream; `backend` answers the API."""
         self._metrics = metrics
         self._usage = usage
+        self._drift = drift
         self._not_ready = not_ready
+        self._access = access
+        self._backend = backend
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
+        path = request.rel_url.raw_path
+        if path.startswith(_API):
+            return await self._api(request, path.removeprefix(_API))
         if request.method not in {"GET", "HEAD"}:
             return web.Response(status=405, text="method not allowed\n", headers={"Allow": "GET, HEAD"})
-        match request.rel_url.raw_path:
+        match path:
             case "/healthz":
                 return web.Response(text="ok\n")
             case "/readyz":
                 reason = self._not_ready()
                 return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=f"{reason}\n")
             case "/metrics":
-                if (usage := await self._usage()) is not None:
-                    self._metrics.set_cache(usage.bytes, usage.blobs)
-                return web.Response(
-                    body=await asyncio.to_thread(self._metrics.render), headers={"Content-Type": _METRICS_TYPE}
-                )
+                return await self._render_metrics()
             case _:
                 return web.Response(status=404, text="not found\n")
+
+    async def _render_metrics(self) -> web.Response:
+        if (usage := await self._usage()) is not None:
+            self._metrics.set_cache(usage.bytes, usage.blobs)
+        self._metrics.set_drift(await self._drift())
+        return web.Response(body=await asyncio.to_thread(self._metrics.render), headers={"Content-Type": _METRICS_TYPE})
+
+    async def _api(self, request: web.BaseRequest, path: str) -> web.Response:
+        try:
+            await self._access.check(request)
+            asked = ApiRequest(
+                "GET" if request.method == "HEAD" else request.method,
+                request.rel_url.path.removeprefix(_API),
+                tuple(request.rel_url.query.items()),
+                parse_body(await _body(request)),
+                request.remote or "",
+            )
+            answer = await self._backend(asked)
+        except ApiError as error:
+            answer = failed(error.status, str(error))
+        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        if answer.status == 401:
+            headers["WWW-Authenticate"] = 'Bearer realm="pullthrough admin"'
+        return web.Response(
+            status=answer.status,
+            body=json.dumps(answer.body).encode() + b"\n",
+            content_type="application/json",
+            headers=headers,
+        )
+
+
+async def _body(request: web.BaseRequest) -> bytes:
+    """The request's body. Raises ApiError where it is larger than any that is meant."""
+    if (request.content_length or 0) > _LARGEST_BODY:
+        raise ApiError(413, f"the body is larger than {_LARGEST_BODY} bytes")
+    try:
+        return await request.read()
+    except HTTPRequestEntityTooLarge as error:
+        raise ApiError(413, "the body is too large") from error

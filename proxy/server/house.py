@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from proxy.cache.ask import Ask
 from proxy.cache.blobs import Blobs
 from proxy.cache.changes import Changes
+from proxy.cache.history import History
 from proxy.cache.manifests import Manifests
+from proxy.cache.records import Prover
 from proxy.cache.tags import Lists
+from proxy.oci.reference import Repository
 from proxy.policy.access import (
     ANONYMOUS,
     Principal,
@@ -22,6 +26,9 @@ from proxy.settings import ClusterSettings, Settings
 from proxy.telemetry.events import Tell, silent
 from proxy.upstream.client import Upstream
 
+# The cluster that what the proxy asks for by itself is counted for.
+BACKGROUND = "background"
+
 
 @dataclass(frozen=True, slots=True)
 class House:
@@ -35,6 +42,7 @@ class House:
     blobs: Blobs
     lists: Lists
     changes: Changes
+    history: History
     key: bytes
     tell: Tell = silent
     # Of the clusters that have limits.
@@ -53,10 +61,39 @@ class House:
         own = own_principal(self.key, registry, source.identity)
         return own if cluster.credentials is True else public_principal(own)
 
+    def lifetimes_in(self, registry: str, cluster: str = "") -> Lifetimes | None:
+        """What holds at `registry` for a cluster, or for the proxy itself; None where either is not known."""
+        return self.lifetimes.get((cluster, registry))
+
+    def background(self, repository: Repository, proved_by: Prover | None) -> Ask | None:
+        """How the proxy itself asks for what `proved_by` has a right to; None where it cannot.
+
+        What nobody has asked for yet it asks for with its own credential, where a cluster may use that.
+        """
+        upstream, lifetimes = self.upstreams.get(repository.registry), self.lifetimes_in(repository.registry)
+        if upstream is None or lifetimes is None:
+            return None
+        source, used = upstream.credential, {cluster.credentials for cluster in self.settings.clusters}
+        if proved_by is None:
+            proved_by = "own" if True in used and source is not None else "anonymous"
+        if proved_by == "anonymous":
+            return Ask(repository, ANONYMOUS, lifetimes, BACKGROUND)
+        if proved_by == "client" or source is None or (True if proved_by == "own" else "public") not in used:
+            return None
+        own = own_principal(self.key, repository.registry, source.identity)
+        return Ask(repository, own if proved_by == "own" else public_principal(own), lifetimes, BACKGROUND)
+
 
 def lifetimes_table(settings: Settings) -> dict[tuple[str, str], Lifetimes]:
-    """The lifetimes for every (cluster, registry): the file's, the upstream's over them, the cluster's over both."""
-    return {
+    """The lifetimes for every (cluster, registry): the file's, the upstream's over them, the cluster's over both.
+
+    The cluster "" stands for the proxy itself, which goes by the file's and the upstream's.
+    """
+    of_the_proxy = {
+        ("", registry): lifetimes_of(settings.manifests, upstream.manifests)
+        for registry, upstream in settings.upstreams.items()
+    }
+    return of_the_proxy | {
         (cluster.name, registry): lifetimes_of(settings.manifests, upstream.manifests, cluster.manifests)
         for cluster in settings.clusters
         for registry, upstream in settings.upstreams.items()

@@ -134,6 +134,7 @@ class ManifestSettings(_Model):
     proof_ttl: Duration = 300.0
     proof_stale_if_error: Duration = 3600.0
     strict_proofs: bool = False
+    drift_interval: Duration = 900.0
     tag_rules: tuple[TagRule, ...] = ()
 
 
@@ -147,6 +148,7 @@ class ManifestOverrides(_Model):
     proof_ttl: Duration | None = None
     proof_stale_if_error: Duration | None = None
     strict_proofs: bool | None = None
+    drift_interval: Duration | None = None
     tag_rules: tuple[TagRule, ...] | None = None
 
 

@@ -1,6 +1,6 @@
 """The ports of storage. tests/conformance runs one suite over every implementation of each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -123,6 +123,17 @@ class User:
     cluster: str
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A finished blob: its size in bytes, when it was stored and last used (Unix seconds), and for whom."""
+
+    digest: Digest
+    size: int
+    stored: float
+    used: float
+    user: User
+
+
 class BlobStore(Protocol):
     """Finished blobs by digest, and those being filled. Processes may share one; each has an object of its own."""
 
@@ -168,4 +179,11 @@ class BlobStore(Protocol):
 
     async def usage(self) -> Usage:
         """How much is stored. Raises StorageError."""
+        ...
+
+    async def listed(self, after: str, limit: int) -> Sequence[Listed]:
+        """The first `limit` finished blobs after the digest `after`, in the order of their digests as text.
+
+        When they were used last, and by whom, may be a little behind. Raises StorageError.
+        """
         ...

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from proxy.oci.digest import Digest
 from proxy.storage import files, room
-from proxy.storage.base import StorageError, Usage, User
+from proxy.storage.base import Listed, StorageError, Usage, User
 from proxy.storage.claims import Claims
 from proxy.storage.directory import CacheDirectory
 from proxy.storage.eviction import ANY, Policy
@@ -170,6 +170,10 @@ class DiskBlobs:
     async def usage(self) -> Usage:
         """See `BlobStore.usage`."""
         return await self._index.run(self._index.usage)
+
+    async def listed(self, after: str, limit: int) -> Sequence[Listed]:
+        """See `BlobStore.listed`."""
+        return await self._index.run(lambda: self._index.listed(after, limit))
 
     def _use(self, digest: Digest, size: int, user: User | None, now: float, due: bool) -> None:
         user = user or NOBODY

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from proxy.oci.digest import Digest
-from proxy.storage.base import StorageError, Usage, User
+from proxy.storage.base import Listed, StorageError, Usage, User
 from proxy.storage.eviction import AGAIN_AFTER, Blobs, Candidate
 
 _T = TypeVar("_T")
@@ -139,6 +139,15 @@ class Index:
     def blobs(self) -> dict[Digest, int]:
         """Their sizes."""
         return {_digest(text): size for text, size in self._open_database.execute("SELECT digest, size FROM blobs")}
+
+    def listed(self, after: str, limit: int) -> list[Listed]:
+        """See `BlobStore.listed`."""
+        rows = self._open_database.execute(
+            "SELECT digest, size, stored, used, registry, repository, cluster FROM blobs"
+            " WHERE digest > ? ORDER BY digest LIMIT ?",
+            (after, limit),
+        )
+        return [Listed(_digest(text), size, stored, used, User(*user)) for text, size, stored, used, *user in rows]
 
     def blob_size(self, digest: Digest) -> int | None:
         row = self._row("SELECT size FROM blobs WHERE digest = ?", str(digest))

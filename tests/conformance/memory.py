@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from proxy.oci.digest import Digest
-from proxy.storage.base import NoRoom, Usage, User
+from proxy.storage.base import Listed, NoRoom, Usage, User
 from proxy.storage.eviction import AGAIN_AFTER, ANY, Blobs, Candidate, Policy, Room, choose_victims
 from proxy.storage.fillmap import FillMap, FillState, map_bytes
 from proxy.telemetry.events import BlobEvicted, Tell, silent
@@ -150,6 +150,14 @@ class MemoryBlobs:
     async def usage(self) -> Usage:
         stored = sum(len(blob.content) for blob in self.shelf.blobs.values())
         return Usage(stored + sum(len(fill.data) for fill in self.shelf.fills.values()), len(self.shelf.blobs))
+
+    async def listed(self, after: str, limit: int) -> list[Listed]:
+        found = sorted((str(digest), digest, blob) for digest, blob in self.shelf.blobs.items())
+        return [
+            Listed(digest, len(blob.content), blob.stored, blob.used, blob.user)
+            for text, digest, blob in found
+            if text > after
+        ][:limit]
 
     async def _make_room(self, need: int) -> None:
         room = Room(self._max_size, (await self.usage()).bytes, self._min_free, shutil.disk_usage("/").free)

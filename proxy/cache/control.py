@@ -1,0 +1,305 @@
+"""Sticky tags as operators see them, and what they do with them: list, refresh, purge, hold, release.
+
+Invariants:
+- All of it is in the metadata, which every process reads for every request, so a change is in force everywhere when
+  its call returns; a new generation keeps attempts that began before it from writing over it.
+- The proxy asks with rights of its own only: as nobody, or with its own credential where that proved the tag. What
+  needs a client's credential is asked for with the next client's request, and said to be unchecked until then.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+from proxy.cache.ask import Ask, Clock, Records
+from proxy.cache.changes import Change, Changes
+from proxy.cache.history import History
+from proxy.cache.manifests import Manifests
+from proxy.cache.records import (
+    HistoryRecord,
+    HoldRecord,
+    NodesRecord,
+    Prover,
+    TagRecord,
+    history_key,
+    hold_key,
+    manifest_key,
+    member_key,
+    named_in,
+    tag_key,
+)
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Repository
+from proxy.policy.freshness import Freshness, Lifetimes, freshness
+from proxy.upstream.errors import UpstreamError
+
+_PAGE = 500
+_AT_ONCE = 8
+_KEEP_HOLD = 3650 * 86400.0
+
+Named = tuple[Repository, str]
+
+
+class Configured(Protocol):
+    """The configuration, as far as it matters here."""
+
+    def lifetimes_in(self, registry: str, cluster: str = "") -> Lifetimes | None:
+        """What holds at `registry` for a cluster, or for the proxy itself; None where either is not known."""
+        ...
+
+    def background(self, repository: Repository, proved_by: Prover | None) -> Ask | None:
+        """How the proxy itself asks for what `proved_by` has a right to; None where it cannot."""
+        ...
+
+
+class CannotHold(Exception):
+    """The digest cannot be served for the tag. The message is one line for operators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which tags: all that is given must fit. `pattern` is a shell pattern of `registry/repository:tag`."""
+
+    pattern: str | None = None
+    registry: str | None = None
+    repository: str | None = None
+    cluster: str = ""
+    drifted: bool = False
+    held: bool = False
+    unchecked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StickyTag:
+    """A tag as it is served here: `record` None where it is known by its hold, or its history, alone.
+
+    `ttl` in seconds, by the lifetimes of the cluster that was asked about; `unchecked` says why the proxy cannot ask
+    for it by itself.
+    """
+
+    repository: Repository
+    tag: str
+    record: TagRecord | None
+    hold: HoldRecord | None
+    history: HistoryRecord
+    freshness: Freshness
+    ttl: float
+    unchecked: str | None
+
+    @property
+    def digest(self) -> str | None:
+        """What is served for it."""
+        if self.hold is not None:
+            return self.hold.digest
+        return self.record.digest if self.record is not None else None
+
+    @property
+    def upstream_digest(self) -> str | None:
+        """What it was upstream when that was last seen."""
+        return (self.record.upstream_digest or self.record.digest) if self.record is not None else None
+
+    @property
+    def drifted(self) -> bool:
+        """Is it known to be another one upstream?"""
+        return self.upstream_digest is not None and self.upstream_digest != self.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """A tag's digest before and after; `error`: why the upstream could not be asked now."""
+
+    repository: Repository
+    tag: str
+    before: str | None
+    after: str | None
+    error: str | None = None
+
+
+class Control:
+    """The tags of all registries."""
+
+    def __init__(
+        self,
+        manifests: Manifests,
+        changes: Changes,
+        history: History,
+        records: Records,
+        configured: Callable[[], Configured],
+        clock: Clock,
+    ) -> None:
+        """`configured` gives what counts at present."""
+        self._manifests = manifests
+        self._changes = changes
+        self._history = history
+        self._records = records
+        self._configured = configured
+        self._clock = clock
+
+    # What there is.
+
+    async def tags(self, wanted: Wanted, n: int, last: str = "") -> list[StickyTag]:
+        """The first `n` tags that are wanted, in the order of their references, after the one called `last`."""
+        found: list[StickyTag] = []
+        await self._history.write()
+        async for page in self._pages(last):
+            found += [one for one in await self._read(page, wanted.cluster) if _fits(one, wanted)]
+            if len(found) >= n:
+                break
+        return found[:n]
+
+    async def tag(self, named: Named, cluster: str = "") -> StickyTag:
+        """This one, even where nothing but its history is left, or not even that."""
+        await self._history.write()
+        (found,) = await self._read([named], cluster)
+        return found
+
+    async def nodes(self, named: Named, digest: str) -> NodesRecord:
+        """Which clients were given `digest` for this tag."""
+        return await self._history.nodes(*named, digest)
+
+    async def matching(self, pattern: str, most: int) -> list[Named]:
+        """The tags, no more than `most`, whose `registry/repository:tag` fits the shell pattern."""
+        found: list[Named] = []
+        async for page in self._pages(""):
+            found += [named for named in page if fnmatchcase(_text(named), pattern)]
+        return found[:most]
+
+    # What is done with it.
+
+    async def refresh(self, several: Sequence[Named]) -> list[Refreshed]:
+        """Ask the upstream for each now; what has moved is served from then on. What was under way is not believed."""
+        turn = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(named: Named) -> Refreshed:
+            async with turn:
+                return await self._refresh(named)
+
+        return list(await asyncio.gather(*map(one, several)))
+
+    async def purge(self, several: Sequence[Named]) -> None:
+        """Forget what each tag is: the next request asks the upstream. Holds and history stay."""
+        by_repository: dict[Repository, list[str]] = {}
+        for repository, tag in several:
+            by_repository.setdefault(repository, []).append(tag)
+        for repository, tags in by_repository.items():
+            await self._changes.happened(Change(repository, tuple(tags)))
+
+    async def purge_manifest(self, repository: Repository, digest: Digest) -> None:
+        """Forget a manifest, and that the repository has it."""
+        await self._changes.happened(Change(repository, deleted=(digest,)))
+        await self._records.delete(manifest_key(digest))
+
+    async def hold(self, named: Named, digest: Digest, by: str) -> None:
+        """Serve `digest` for the tag until it is released. Raises CannotHold where that could not be served."""
+        repository, tag = named
+        raw_member, body = await self._records.get(member_key(repository, digest), manifest_key(digest))
+        if raw_member is None or body is None:
+            await self._have(named, digest)
+        await self._records.put(
+            {hold_key(repository, tag): HoldRecord(str(digest), self._clock(), by).dump()}, _KEEP_HOLD
+        )
+        self._history.seen(repository, tag, str(digest))
+
+    async def release(self, several: Sequence[Named]) -> list[Named]:
+        """Let them go by the upstream again; gives those that were held."""
+        keys = [hold_key(*named) for named in several]
+        found = await self._records.get(*keys)
+        held = [named for named, raw in zip(several, found, strict=True) if raw is not None]
+        await self._records.delete(*(hold_key(*named) for named in held))
+        return held
+
+    async def _have(self, named: Named, digest: Digest) -> None:
+        repository = named[0]
+        (raw,) = await self._records.get(tag_key(*named))
+        record = TagRecord.load(raw)
+        ask = self._configured().background(repository, record.proved_by if record is not None else None)
+        if ask is None:
+            raise CannotHold(f"{digest} is not in the cache, and only clients have a right to ask for it")
+        try:
+            await self._manifests.get(ask, digest, want_body=True)
+        except UpstreamError as error:
+            raise CannotHold(f"{digest} is not in the cache and cannot be had: {error}") from error
+
+    async def _refresh(self, named: Named) -> Refreshed:
+        repository, tag = named
+        (raw,) = await self._records.get(tag_key(*named))
+        before = TagRecord.load(raw)
+        digest = before.digest if before is not None else None
+        ask = self._configured().background(repository, before.proved_by if before is not None else None)
+        # Asked for at the next request in any case, and what was asked before now is not written down any more.
+        await self._changes.in_doubt(Change(repository, (tag,)))
+        if ask is None:
+            reason = "it is asked for with the next client's credential" if before is not None else "it is not known"
+            return Refreshed(repository, tag, digest, digest, reason)
+        try:
+            record = await self._manifests.look(ask, tag, fetch=True)
+        except UpstreamError as error:
+            return Refreshed(repository, tag, digest, digest, str(error))
+        return Refreshed(repository, tag, digest, record.digest)
+
+    async def _pages(self, last: str) -> AsyncIterator[list[Named]]:
+        """All tags that have an entry or a hold, in order, after the one called `last`."""
+        held = [key.partition("/")[2] for key in await self._records.scan("hold/", f"hold/{last}", limit=100_000)]
+        while True:
+            keys = await self._records.scan("tag/", f"tag/{last}", _PAGE)
+            names = {key.partition("/")[2] for key in keys}
+            over = len(keys) < _PAGE
+            until = max(names, default="")
+            page = sorted(names | {name for name in held if name > last and (over or name <= until)})
+            if page:
+                yield [named_in(f"tag/{name}") for name in page]
+                last = page[-1]
+            if over:
+                return
+
+    async def _read(self, several: Sequence[Named], cluster: str) -> list[StickyTag]:
+        keys = [key(*named) for named in several for key in (tag_key, hold_key, history_key)]
+        found = await self._records.get(*keys)
+        return [self._sticky(named, cluster, *found[3 * place : 3 * place + 3]) for place, named in enumerate(several)]
+
+    def _sticky(
+        self, named: Named, cluster: str, raw_tag: bytes | None, raw_hold: bytes | None, raw_history: bytes | None
+    ) -> StickyTag:
+        repository, tag = named
+        configured, now = self._configured(), self._clock()
+        record = TagRecord.load(raw_tag)
+        lifetimes = configured.lifetimes_in(repository.registry, cluster)
+        state, ttl, unchecked = Freshness.EXPIRED, 0.0, None
+        if record is not None:
+            if lifetimes is not None:
+                whole = lifetimes.ttl_of(tag)
+                state, ttl = (
+                    freshness(record.checked, now, whole, lifetimes.stale_if_error),
+                    record.checked + whole - now,
+                )
+            if record.in_doubt and state is Freshness.FRESH:
+                state = Freshness.STALE
+            unchecked = self._why_unchecked(repository, record)
+        history = HistoryRecord.load(raw_history) or HistoryRecord()
+        return StickyTag(repository, tag, record, HoldRecord.load(raw_hold), history, state, ttl, unchecked)
+
+    def _why_unchecked(self, repository: Repository, record: TagRecord) -> str | None:
+        if record.proved_by == "client":
+            return "only clients' own credentials may ask for it"
+        if self._configured().background(repository, record.proved_by) is None:
+            return "the credential or the registry it was asked for with is not configured any more"
+        return None
+
+
+def _fits(one: StickyTag, wanted: Wanted) -> bool:
+    named = (one.repository, one.tag)
+    return (
+        (wanted.pattern is None or fnmatchcase(_text(named), wanted.pattern))
+        and wanted.registry in (None, one.repository.registry)
+        and (wanted.repository is None or fnmatchcase(one.repository.name, wanted.repository))
+        and (not wanted.cluster or any(wanted.cluster in served.clusters for served in one.history.digests))
+        and (not wanted.drifted or one.drifted)
+        and (not wanted.held or one.hold is not None)
+        and (not wanted.unchecked or one.unchecked is not None)
+    )
+
+
+def _text(named: Named) -> str:
+    return f"{named[0]}:{named[1]}"

@@ -1,0 +1,172 @@
+"""What tags were, and who was given what: counted as it is served, written down every few seconds.
+
+Invariants:
+- Serving never waits for it: `served` only counts in memory, and what cannot be written is forgotten.
+- Processes that share the metadata add to the same records, each by compare and set: none loses another's counts.
+- Everything is bounded: digests of a tag, nodes of a digest, and what waits to be written.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from proxy.cache.ask import Ask, Clock, Records
+from proxy.cache.records import (
+    KEEP_CONTENT,
+    HistoryRecord,
+    Node,
+    NodesRecord,
+    Served,
+    history_key,
+    nodes_key,
+)
+from proxy.oci.digest import Digest
+from proxy.oci.reference import Repository
+
+_INTERVAL = 2.0
+_MOST_DIGESTS = 20
+_MOST_NODES = 2000
+_MOST_PENDING = 20_000
+# So often another process may come in between.
+_TRIES = 8
+
+
+@dataclass(slots=True)
+class _News:
+    """What there is to be added to one digest of a tag."""
+
+    served: Served
+    nodes: dict[str, Node] = field(default_factory=dict)
+
+
+_Pending = dict[tuple[Repository, str], dict[str, _News]]
+
+
+class History:
+    """The tags of all registries. `start` it, and `close` it before the store."""
+
+    def __init__(self, records: Records, clock: Clock) -> None:
+        self._records = records
+        self._clock = clock
+        self._pending: _Pending = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Write down every few seconds from now on."""
+        self._task = asyncio.get_running_loop().create_task(self._write_now_and_then(), name="history of tags")
+
+    def served(self, ask: Ask, tag: str, digest: Digest, client: str) -> None:
+        """The client at this address was answered `digest` for `tag`."""
+        now = self._clock()
+        news = self._news(ask.repository, tag, str(digest), now)
+        if news is None:
+            return
+        seen = news.served
+        clusters = seen.clusters | {ask.cluster: seen.clusters.get(ask.cluster, 0) + 1}
+        news.served = replace(seen, last=now, pulls=seen.pulls + 1, clusters=clusters)
+        node = news.nodes.get(client)
+        news.nodes[client] = Node(ask.cluster, node.first if node else now, now, node.pulls + 1 if node else 1)
+
+    def seen(self, repository: Repository, tag: str, digest: str) -> None:
+        """The upstream has `digest` for `tag`, which nobody was given yet."""
+        now = self._clock()
+        if (news := self._news(repository, tag, digest, now)) is not None:
+            news.served = replace(news.served, last=now)
+
+    async def read(self, repository: Repository, *tags: str) -> list[HistoryRecord]:
+        """The history of each of `tags`, with all that this process knows."""
+        await self.write()
+        found = await self._records.get(*(history_key(repository, tag) for tag in tags))
+        return [HistoryRecord.load(raw) or HistoryRecord() for raw in found]
+
+    async def nodes(self, repository: Repository, tag: str, digest: str) -> NodesRecord:
+        """Who was given `digest` for `tag`."""
+        (raw,) = await self._records.get(nodes_key(repository, tag, digest))
+        return NodesRecord.load(raw) or NodesRecord()
+
+    async def write(self) -> None:
+        """Write down what waits."""
+        pending, self._pending = self._pending, {}
+        for (repository, tag), news in pending.items():
+            await self._add(repository, tag, news)
+
+    async def close(self) -> None:
+        """Write down what waits, and stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.write()
+
+    def _news(self, repository: Repository, tag: str, digest: str, now: float) -> _News | None:
+        if (repository, tag) not in self._pending and len(self._pending) >= _MOST_PENDING:
+            return None
+        found = self._pending.setdefault((repository, tag), {})
+        return found.setdefault(digest, _News(Served(digest, now, now)))
+
+    async def _add(self, repository: Repository, tag: str, news: dict[str, _News]) -> None:
+        key = history_key(repository, tag)
+        for _ in range(_TRIES):
+            (raw,) = await self._records.get(key)
+            record = merged(HistoryRecord.load(raw) or HistoryRecord(), [one.served for one in news.values()])
+            if await self._records.put({key: record.dump()}, KEEP_CONTENT, only_while=(key, raw)):
+                break
+        for digest, one in news.items():
+            if one.nodes:
+                await self._add_nodes(nodes_key(repository, tag, digest), one.nodes)
+
+    async def _add_nodes(self, key: str, nodes: dict[str, Node]) -> None:
+        for _ in range(_TRIES):
+            (raw,) = await self._records.get(key)
+            record = merged_nodes(NodesRecord.load(raw) or NodesRecord(), nodes)
+            if await self._records.put({key: record.dump()}, KEEP_CONTENT, only_while=(key, raw)):
+                return
+
+    async def _write_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            # Begun, it comes to its end: what was taken out of memory is in nobody's hands but its own.
+            writing = asyncio.ensure_future(self.write())
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await writing
+                raise
+
+
+def merged(record: HistoryRecord, more: Iterable[Served]) -> HistoryRecord:
+    """`record` with `more` added to it; the digests last seen are kept."""
+    digests = {one.digest: one for one in record.digests}
+    for one in more:
+        before = digests.get(one.digest)
+        digests[one.digest] = one if before is None else _both(before, one)
+    newest = sorted(digests.values(), key=lambda one: one.last, reverse=True)
+    return HistoryRecord(tuple(newest[:_MOST_DIGESTS]))
+
+
+def merged_nodes(record: NodesRecord, more: dict[str, Node]) -> NodesRecord:
+    """`record` with `more` added to it; beyond the most that are kept apart, only their pulls are counted."""
+    nodes, others = dict(record.nodes), record.others
+    for address, node in more.items():
+        before = nodes.get(address)
+        if before is not None:
+            nodes[address] = replace(node, first=before.first, pulls=before.pulls + node.pulls)
+        elif len(nodes) < _MOST_NODES:
+            nodes[address] = node
+        else:
+            others += node.pulls
+    return NodesRecord(nodes, others)
+
+
+def _both(before: Served, after: Served) -> Served:
+    clusters = {
+        name: before.clusters.get(name, 0) + after.clusters.get(name, 0) for name in before.clusters | after.clusters
+    }
+    return Served(
+        before.digest,
+        min(before.first, after.first),
+        max(before.last, after.last),
+        before.pulls + after.pulls,
+        clusters,
+    )

@@ -1,0 +1,344 @@
+"""The admin API's requests and answers, apart from HTTP: the admin listener may be another process's.
+
+Every change leaves an audit line: what, which, by whom.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from proxy.cache.control import CannotHold, Control, Named, Refreshed, StickyTag, Wanted
+from proxy.cache.records import NodesRecord, Served
+from proxy.oci.digest import Digest
+from proxy.oci.errors import OCIError
+from proxy.policy.registry import Reference, Registries, parse_reference
+from proxy.storage.base import BlobStore, StorageError
+
+_audit = logging.getLogger("pullthrough.audit")
+
+_MOST = 1000
+_USUAL = 100
+# No command concerns more tags than this at once.
+_MOST_MATCHING = 10_000
+_LONGEST_LINE = 20
+_PATTERN = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiRequest:
+    """`path` after `/api/v1/`; `body` a JSON value, or None; `actor` who asks, for the audit line."""
+
+    method: str
+    path: str
+    query: tuple[tuple[str, str], ...] = ()
+    body: Any = None
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiResponse:
+    """`body` is a JSON value."""
+
+    status: int
+    body: Any
+
+
+class ApiError(Exception):
+    """The message is one line for whoever asked."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Api:
+    """Answers the admin API in a process that serves."""
+
+    def __init__(
+        self,
+        control: Control,
+        blobs: BlobStore,
+        registries: Callable[[], Registries],
+        clusters: Callable[[], Iterable[str]],
+        stats: Callable[[], Any],
+        clock: Callable[[], float],
+    ) -> None:
+        """`registries` and `clusters` as they are configured at present; `stats`: what this process knows of itself."""
+        self._control = control
+        self._blobs = blobs
+        self._registries = registries
+        self._clusters = clusters
+        self._stats = stats
+        self._clock = clock
+
+    async def answer(self, request: ApiRequest) -> ApiResponse:
+        """Answer one request; every error is an answer too."""
+        try:
+            return ApiResponse(200, await self._answer(request))
+        except ApiError as error:
+            return failed(error.status, str(error))
+        except OCIError as error:
+            return failed(400, error.message)
+        except StorageError as error:
+            return failed(503, str(error))
+
+    async def _answer(self, request: ApiRequest) -> Any:
+        query = dict(request.query)
+        match request.method, request.path.split("/"):
+            case "GET", ["tags"]:
+                return await self._tags(query)
+            case "POST", ["tags", "refresh"]:
+                return await self._refresh(request)
+            case "POST", ["tags", "hold"]:
+                return await self._hold(request)
+            case "POST", ["tags", "release"]:
+                return await self._release(request)
+            case "DELETE", ["tags"]:
+                return await self._purge(request, query.get("reference", ""))
+            case "GET", ["blobs"]:
+                return await self._list_blobs(query)
+            case "DELETE", ["blobs", text]:
+                return await self._remove_blob(request, Digest.parse(text))
+            case "GET", ["stats"]:
+                return await self._stats()
+        raise ApiError(404, f"there is no {request.method} /api/v1/{request.path}")
+
+    # Tags.
+
+    async def _tags(self, query: Mapping[str, str]) -> Any:
+        cluster, with_nodes = query.get("cluster", ""), _flag(query, "nodes")
+        if cluster and cluster not in self._clusters():
+            raise ApiError(400, f"there is no cluster {cluster}")
+        if "reference" in query and not _PATTERN & set(query["reference"]):
+            found = [await self._control.tag(self._named(query["reference"]), cluster)]
+            found = [one for one in found if one.digest is not None or one.history.digests]
+            more = False
+        else:
+            n = _number(query, "n", _USUAL)
+            wanted = Wanted(
+                query.get("reference"), query.get("registry"), query.get("repository"), cluster,
+                _flag(query, "drifted"), _flag(query, "held"), _flag(query, "unchecked"),
+            )  # fmt: skip
+            found = await self._control.tags(wanted, n + 1, query.get("last", ""))
+            found, more = found[:n], len(found) > n
+        tags = [await self._described(one, with_nodes) for one in found]
+        return {"tags": tags} | ({"last": tags[-1]["reference"]} if more else {})
+
+    async def _described(self, one: StickyTag, with_nodes: bool) -> dict[str, Any]:
+        history = []
+        for served in one.history.digests:
+            nodes = None
+            if with_nodes:
+                nodes = await self._control.nodes((one.repository, one.tag), served.digest)
+            history.append(_digest_as_json(served, nodes))
+        return tag_as_json(one, self._clock()) | {"history": history}
+
+    async def _refresh(self, request: ApiRequest) -> Any:
+        named = await self._matching(request)
+        found = await self._control.refresh(named)
+        self._say(request, "refresh", named)
+        return {"tags": [_refreshed_as_json(one) for one in found]}
+
+    async def _purge(self, request: ApiRequest, text: str) -> Any:
+        if not text:
+            raise ApiError(400, "say which: ?reference=docker.io/library/nginx:latest")
+        reference = self._reference(text)
+        if reference is not None and reference.digest is not None:
+            await self._control.purge_manifest(reference.repository, reference.digest)
+            _audit.info("purge %s@%s by %s", reference.repository, reference.digest, request.actor)
+            return {"tags": [f"{reference.repository}@{reference.digest}"]}
+        named = await self._select(text, reference)
+        await self._control.purge(named)
+        self._say(request, "purge", named)
+        return {"tags": [_text(one) for one in named]}
+
+    async def _hold(self, request: ApiRequest) -> Any:
+        reference = self._reference(_text_of(request))
+        if reference is None or reference.tag is None or reference.digest is None:
+            raise ApiError(400, "say which digest to hold: docker.io/library/nginx:latest@sha256:...")
+        named = (reference.repository, reference.tag)
+        try:
+            await self._control.hold(named, reference.digest, request.actor)
+        except CannotHold as error:
+            raise ApiError(409, str(error)) from error
+        _audit.info("hold %s@%s by %s", _text(named), reference.digest, request.actor)
+        return {"tags": [tag_as_json(await self._control.tag(named), self._clock())]}
+
+    async def _release(self, request: ApiRequest) -> Any:
+        named = await self._control.release(await self._matching(request))
+        self._say(request, "release", named)
+        return {"tags": [tag_as_json(await self._control.tag(one), self._clock()) for one in named]}
+
+    async def _matching(self, request: ApiRequest) -> list[Named]:
+        text = _text_of(request)
+        return await self._select(text, self._reference(text))
+
+    async def _select(self, text: str, reference: Reference | None) -> list[Named]:
+        """The tags that `text`, a reference or a pattern, means."""
+        if reference is None:
+            return await self._control.matching(text, _MOST_MATCHING)
+        if reference.tag is None or reference.digest is not None:
+            raise ApiError(400, "name a tag, or a pattern of tags")
+        return [(reference.repository, reference.tag)]
+
+    def _named(self, text: str) -> Named:
+        reference = self._reference(text)
+        if reference is None or reference.tag is None:
+            raise ApiError(400, "name a tag: docker.io/library/nginx:latest")
+        return reference.repository, reference.tag
+
+    def _reference(self, text: str) -> Reference | None:
+        """The reference; None where the text is a pattern."""
+        return None if _PATTERN & set(text) else parse_reference(self._registries(), text)
+
+    @staticmethod
+    def _say(request: ApiRequest, verb: str, named: list[Named]) -> None:
+        texts = [_text(one) for one in named]
+        for text in texts[:_LONGEST_LINE]:
+            _audit.info("%s %s by %s", verb, text, request.actor)
+        if len(texts) > _LONGEST_LINE or not texts:
+            _audit.info("%s by %s: %d tags in all", verb, request.actor, len(texts))
+
+    # Blobs.
+
+    async def _list_blobs(self, query: Mapping[str, str]) -> Any:
+        n = _number(query, "n", _USUAL)
+        found = await self._blobs.listed(query.get("last", ""), n + 1)
+        blobs = [
+            {
+                "digest": str(one.digest), "size": one.size, "stored": rfc3339(one.stored), "used": rfc3339(one.used),
+                "registry": one.user.registry, "repository": one.user.repository, "cluster": one.user.cluster,
+            }
+            for one in found[:n]
+        ]  # fmt: skip
+        return {"blobs": blobs} | ({"last": blobs[-1]["digest"]} if len(found) > n else {})
+
+    async def _remove_blob(self, request: ApiRequest, digest: Digest) -> Any:
+        stored = await self._blobs.open(digest)
+        if stored is None:
+            raise ApiError(404, f"{digest} is not in the cache")
+        stored.close()
+        if not await self._blobs.remove(digest, "purge"):
+            raise ApiError(409, f"{digest} is being read at present")
+        _audit.info("remove %s by %s", digest, request.actor)
+        return {"blobs": [str(digest)]}
+
+
+def failed(status: int, message: str) -> ApiResponse:
+    """An error as the API tells it."""
+    return ApiResponse(status, {"error": message})
+
+
+def rfc3339(at: float) -> str:
+    """Unix seconds as people and machines both read them (RFC 3339)."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def tag_as_json(one: StickyTag, now: float) -> dict[str, Any]:
+    """A tag without its history (DESIGN, section 9)."""
+    record, hold = one.record, one.hold
+    pulls = sum(served.pulls for served in one.history.digests)
+    clusters: dict[str, int] = {}
+    for served in one.history.digests:
+        for name, count in served.clusters.items():
+            clusters[name] = clusters.get(name, 0) + count
+    return {
+        "registry": one.repository.registry,
+        "repository": one.repository.name,
+        "tag": one.tag,
+        "reference": f"{one.repository}:{one.tag}",
+        "digest": one.digest,
+        "fetched": rfc3339(record.fetched) if record is not None else None,
+        "checked": rfc3339(record.checked) if record is not None else None,
+        "expires": rfc3339(now + one.ttl) if record is not None else None,
+        "age": max(0, int(now - record.checked)) if record is not None else None,
+        "state": _state(one),
+        "pulls": pulls,
+        "clusters": clusters,
+        "upstream_digest": one.upstream_digest if one.drifted else None,
+        "drifted": one.drifted,
+        "unchecked": one.unchecked,
+        "held": {"digest": hold.digest, "since": rfc3339(hold.since), "by": hold.by} if hold is not None else None,
+    }
+
+
+def _state(one: StickyTag) -> Literal["held", "fresh", "stale", "expired", "absent"]:
+    if one.hold is not None:
+        return "held"
+    if one.record is None:
+        return "absent"
+    match one.freshness.value:
+        case "fresh":
+            return "fresh"
+        case "stale":
+            return "stale"
+    return "expired"
+
+
+def _digest_as_json(served: Served, nodes: NodesRecord | None) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "digest": served.digest,
+        "first_seen": rfc3339(served.first),
+        "last_seen": rfc3339(served.last),
+        "pulls": served.pulls,
+        "clusters": served.clusters,
+    }
+    if nodes is None:
+        return described
+    listed = [
+        {
+            "address": address, "cluster": node.cluster, "pulls": node.pulls,
+            "first": rfc3339(node.first), "last": rfc3339(node.last),
+        }
+        for address, node in sorted(nodes.nodes.items(), key=lambda item: item[1].last, reverse=True)
+    ]  # fmt: skip
+    return described | {"nodes": listed, "other_pulls": nodes.others}
+
+
+def _refreshed_as_json(one: Refreshed) -> dict[str, Any]:
+    return {
+        "reference": _text((one.repository, one.tag)),
+        "before": one.before,
+        "after": one.after,
+        "changed": one.before != one.after,
+        "error": one.error,
+    }
+
+
+def _text(named: Named) -> str:
+    return f"{named[0]}:{named[1]}"
+
+
+def _text_of(request: ApiRequest) -> str:
+    body = request.body
+    text = body.get("reference") if isinstance(body, dict) else None
+    if not isinstance(text, str) or not text:
+        raise ApiError(400, 'the body is to be {"reference": "docker.io/library/nginx:latest"}')
+    return text
+
+
+def _number(query: Mapping[str, str], name: str, usual: int) -> int:
+    text = query.get(name, str(usual))
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= _MOST):
+        raise ApiError(400, f"{name} is to be a number from 1 to {_MOST}")
+    return int(text)
+
+
+def _flag(query: Mapping[str, str], name: str) -> bool:
+    text = query.get(name, "false").lower()
+    if text not in {"", "1", "true", "0", "false"}:
+        raise ApiError(400, f"{name} is to be true or false")
+    return text in {"", "1", "true"}
+
+
+def parse_body(raw: bytes) -> Any:
+    """The JSON of a request's body, None where there is none. Raises ApiError."""
+    if not raw:
+        return None
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "the body is not JSON") from error

@@ -1,0 +1,157 @@
+"""`GET /api/v1/stats`: what every process knows of itself, and what is known of the machine, as one picture."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from prometheus_client import Metric
+
+from proxy import __version__
+from proxy.policy.backoff import Circuit, Scope
+from proxy.server.api import rfc3339
+from proxy.settings import Settings
+from proxy.storage.base import Usage
+
+_HITS = frozenset({"hit", "revalidated", "stale", "joined"})
+
+
+def circuits_as_json(circuits: Iterable[tuple[Scope, Circuit]], now: float) -> dict[str, list[dict[str, Any]]]:
+    """By registry, what is left alone after failing: how much of it, why, and until when. Principals stay unnamed."""
+    found = defaultdict(list)
+    for scope, circuit in circuits:
+        kind, registry, *rest = scope
+        if kind == "own" or circuit.is_over(now):
+            # It says of one principal what another line says of all.
+            continue
+        found[registry].append(
+            {
+                "scope": kind if kind in {"upstream", "principal"} else "/".join(rest),
+                "reason": circuit.reason,
+                "failures": circuit.failures,
+                "until": rfc3339(circuit.until),
+            }
+        )
+    return dict(found)
+
+
+def overview(
+    settings: Settings,
+    parts: Sequence[Mapping[str, Any]],
+    metrics: Iterable[Metric],
+    usage: Usage | None,
+    started: float,
+    workers: tuple[int, int],
+) -> dict[str, Any]:
+    """All of it. `parts` are what the processes that serve said; `workers`: how many there are to be, and serve."""
+    counts = _Counts(metrics)
+    sent, received = counts.sum("pullthrough_client_bytes"), counts.sum("pullthrough_upstream_bytes")
+    return {
+        "version": __version__,
+        "started": rfc3339(started),
+        "workers": {"configured": workers[0], "serving": workers[1]},
+        "cache": {
+            "bytes": usage.bytes if usage is not None else None,
+            "blobs": usage.blobs if usage is not None else None,
+            "max_size": settings.cache.max_size,
+        },
+        "bytes": {"client": sent, "upstream": received, "saved": max(0, sent - received)},
+        "clusters": [
+            {
+                "name": cluster.name,
+                "mode": cluster.mode,
+                "upstreams": list(cluster.upstreams) if cluster.upstreams is not None else None,
+                **_served(counts, cluster.name),
+            }
+            for cluster in settings.clusters
+        ],
+        "upstreams": [_upstream(settings, registry, parts, counts) for registry in settings.upstreams],
+        "fills": _fills(parts),
+        "tags": parts[0]["tags"] if parts else None,
+        "warm": parts[0].get("warm", []) if parts else [],
+    }
+
+
+class _Counts:
+    """Sums of counters."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._samples = defaultdict(list)
+        for metric in metrics:
+            for sample in metric.samples:
+                if sample.name.endswith("_total"):
+                    self._samples[sample.name].append(sample)
+
+    def sum(self, name: str, **labels: str | frozenset[str]) -> int:
+        """Of all samples whose labels have these values, or one of them."""
+        return int(
+            sum(
+                sample.value
+                for sample in self._samples[f"{name}_total"]
+                if all(
+                    sample.labels.get(key) in (value if isinstance(value, frozenset) else {value})
+                    for key, value in labels.items()
+                )
+            )
+        )
+
+
+def _served(counts: _Counts, cluster: str) -> dict[str, Any]:
+    kinds = frozenset({"manifest", "blob", "tags", "referrers"})
+    good = frozenset({"200", "206", "307"})
+    requests = counts.sum("pullthrough_requests", cluster=cluster, kind=kinds, status=good)
+    hits = counts.sum("pullthrough_requests", cluster=cluster, kind=kinds, status=good, cache=_HITS)
+    return {
+        "requests": requests,
+        "hits": hits,
+        "hit_ratio": hits / requests if requests else None,
+        "client_bytes": counts.sum("pullthrough_client_bytes", cluster=cluster),
+    }
+
+
+def _upstream(settings: Settings, registry: str, parts: Sequence[Mapping[str, Any]], counts: _Counts) -> dict[str, Any]:
+    told = [part["upstreams"].get(registry, {}) for part in parts]
+    failing: dict[str, dict[str, Any]] = {}
+    for one in (one for part in told for one in part.get("failing", ())):
+        # Of two workers that met the same, the one that waits longer.
+        before = failing.get(one["scope"])
+        if before is None or before["until"] < one["until"]:
+            failing[one["scope"]] = one
+    requests = counts.sum("pullthrough_upstream_requests", registry=registry)
+    good = frozenset(map(str, range(200, 500))) - {"429"}
+    limits = [part["rate_limit"] for part in told if part.get("rate_limit") is not None]
+    return {
+        "registry": registry,
+        "url": settings.upstreams[registry].url,
+        "state": _state(failing.values(), bool(requests)),
+        "failing": sorted(failing.values(), key=lambda one: one["scope"]),
+        "rate_limit": max(limits, key=lambda one: str(one["seen"]), default=None),
+        "requests": requests,
+        "errors": requests - counts.sum("pullthrough_upstream_requests", registry=registry, status=good),
+        "bytes": counts.sum("pullthrough_upstream_bytes", registry=registry),
+    }
+
+
+def _state(failing: Iterable[Mapping[str, Any]], asked: bool) -> str:
+    reasons = {(one["scope"], one["reason"]) for one in failing}
+    if any(scope == "upstream" for scope, _ in reasons):
+        return "failing"
+    if any(reason == "429" for _, reason in reasons):
+        return "limited"
+    if reasons:
+        return "failing"
+    return "ok" if asked else "unused"
+
+
+def _fills(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Fills of all processes: one downloads, and others that have readers of it follow."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in (one for part in parts for one in part["fills"]):
+        before = found.get(one["digest"])
+        if before is None:
+            found[one["digest"]] = dict(one)
+            continue
+        before["size"] = max(before["size"], one["size"])
+        before["arrived"] = max(before["arrived"], one["arrived"])
+        before["readers"] += one["readers"]
+        before["started"] = min(before["started"], one["started"])
+    return sorted(found.values(), key=lambda one: (one["started"], one["digest"]))
