@@ -104,6 +104,18 @@ async def test_images_that_are_not_its_own(plugin: FakePlugin) -> None:
     assert len(plugin.asked) == 1
 
 
+@pytest.mark.parametrize("kind", ["Registry", "Global"])
+async def test_images_that_are_not_its_own_after_an_answer_for_all(plugin: FakePlugin, kind: str) -> None:
+    """What it said of all there are here is for those that `match_images` means, however they are asked about."""
+    plugin.answers({"reg.test": ME}, kind)
+    made = source(plugin, None, match_images=["reg.test/team"])
+    assert await made.get("team/app") == await made.current("team/app") == Credential("me", "geheim")
+    assert await made.get("other/app") is None
+    assert await made.current("other/app") is None
+    assert await made.current("team/tool") == Credential("me", "geheim")
+    assert plugin.images == ["reg.test/team/app"]
+
+
 @pytest.mark.parametrize("auth", [None, {}, {"reg.test": None}, {"reg.test": {"username": "", "password": ""}}, []])
 @pytest.mark.parametrize("kind", ["Image", "Registry"])
 async def test_a_plugin_that_has_nothing(plugin: FakePlugin, auth: Any, kind: str) -> None:
