@@ -15,6 +15,8 @@ from tests.fakes.plugin import FakePlugin
 
 API = "credentialprovider.kubelet.k8s.io/v1"
 ME = {"username": "me", "password": "geheim"}
+# Half of a character, as JSON's escapes can write it.
+HALF = "gehe\ud800im"
 MakePlugin = Callable[..., FakePlugin]
 
 
@@ -137,6 +139,36 @@ async def test_one_image_without_and_others_with(plugin: FakePlugin) -> None:
     assert await made.get("a") is None
 
 
+async def test_nothing_for_one_image_takes_nothing_from_the_others(plugin: FakePlugin) -> None:
+    """However far an answer of nothing says that it reaches: what was had for all counts on for the others."""
+    clock = ManualClock()
+    made = source(plugin, clock)
+    assert await made.get("a") == Credential("me", "geheim")
+    clock.advance(301)
+    plugin.answers({}, "Registry")
+    assert await made.get("b") is None
+    assert await made.current("a") == Credential("me", "geheim")
+    plugin.answers({"reg.test": ME}, "Registry")
+    assert await made.get("a") == await made.get("c") == Credential("me", "geheim")
+    assert plugin.images == ["reg.test/a", "reg.test/b", "reg.test/a"]
+
+
+@pytest.mark.parametrize(
+    "login",
+    [
+        {"username": "me", "password": HALF}, {"username": HALF, "password": "geheim"},
+        {"username": HALF, "password": HALF}, {"username": "me", "password": 5},
+    ],
+)  # fmt: skip
+async def test_what_is_no_text_is_nothing_to_log_in_with(plugin: FakePlugin, login: dict[str, object]) -> None:
+    """Half of a character, which JSON can hold and nobody can send, or a number: not even the other part is sent."""
+    plugin.answers({"reg.test": ME, "reg.test/odd": login})
+    made = source(plugin)
+    assert await made.get("team/app") == Credential("me", "geheim")
+    plugin.answers({"reg.test": login})
+    assert await source(plugin).get("odd") is None
+
+
 def response(**more: Any) -> str:
     answer = {"kind": "CredentialProviderResponse", "apiVersion": API, "cacheKeyType": "Registry", "auth": {"x": ME}}
     return json.dumps(answer | more)
@@ -158,6 +190,9 @@ def response(**more: Any) -> str:
         (response(cacheDuration="a while"), "without a cacheKeyType or cacheDuration"),
         (response(cacheDuration=300), "without a cacheKeyType or cacheDuration"),
         (response(cacheDuration="-5m"), "without a cacheKeyType or cacheDuration"),
+        # More than a float can hold: it would be kept for ever.
+        (response(cacheDuration="9" * 400 + "h"), "without a cacheKeyType or cacheDuration"),
+        (response(cacheKeyType=HALF), "without a cacheKeyType or cacheDuration"),
     ],
 )
 async def test_answers_that_do_not_count(plugin: FakePlugin, output: str, message: str) -> None:
