@@ -263,9 +263,12 @@ class Blobs:
                 await self._remember_wrong(ask, digest)
                 for one in fill.granted.values():
                     await self._rights.withdraw(one, digest)
-            if not isinstance(error, LeftBehindWrong | UpstreamRefused | UpstreamMissing):
+            of_the_client = isinstance(error, UpstreamRefused | UpstreamMissing)
+            if not of_the_client and not isinstance(error, LeftBehindWrong):
                 await self._attempts.failed(asked, digest, error, generation)
-            _log.warning("fill of %s from %s failed: %s", digest, ask.repository, error)
+            # Clients choose what they ask for, and whoever asks for what is not theirs is to fill no log.
+            level = logging.DEBUG if of_the_client else logging.WARNING
+            _log.log(level, "fill of %s from %s failed: %s", digest, ask.repository, error)
 
         means = Means(
             self._store, upstream.slots, upstream.parallel, ranges_of(digest, upstream), granted, refused, failed,

@@ -4,8 +4,10 @@ Invariants (DESIGN, section 5):
 1. Nothing is published under a digest before all its bytes have been hashed to it.
 2. Readers never drive or harm a fill. The client that caused it is a reader like the rest; readers come, stop early,
    stall and leave; the fill goes on.
-3. Within one machine no byte is asked of an upstream twice while a fill lives: of all processes only the one that has
-   the digest's claim downloads, the others read what its map says and tell it what their readers wait for.
+3. A fill is of one source, which is a registry and its url. Within one machine no byte is asked of that twice while
+   the fill lives: of all processes only the one that has the digest's claim downloads, the others read what its map
+   says and tell it what their readers wait for. Readers of another source are streamed past the cache meanwhile
+   (`OtherSource`): until they are hashed, one source's bytes are nothing to show to those who asked another.
 4. A reader at any offset gets its head once the upstream, or a living fill, has confirmed the blob and its length,
    and its bytes as soon as they are there; where it waits is downloaded next (`plan`, `download`).
 5. A body that began at offset 0 never completes before the hash is right: its last byte is held back until then; later
@@ -20,12 +22,12 @@ Invariants (DESIGN, section 5):
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from proxy.cache.ask import Ask
 from proxy.cache.download import Download, Uncacheable
-from proxy.cache.hashing import hash_front
+from proxy.cache.hashing import hash_front, unless_hashing_fails
 from proxy.cache.means import LeftBehindWrong, Means, OtherSource
 from proxy.cache.readers import FillReader, Readers
 from proxy.oci.digest import Digest
@@ -57,7 +59,6 @@ class Fill:
     def __init__(self, digest: Digest, ask: Ask, start: int, means: Means) -> None:
         self.digest = digest
         self.ask = ask
-        self.source = means.source
         # Claimed before the digest: of all processes one for each source tries to fill it.
         self._turn = Digest.of(means.source + str(digest).encode())
         self.size = 0
@@ -83,6 +84,11 @@ class Fill:
         self._failures = 0
         self._more = asyncio.Event()
         self._download: Download | None = None
+
+    @property
+    def source(self) -> bytes:
+        """See `Means`."""
+        return self._means.source
 
     # Readers.
 
@@ -226,7 +232,7 @@ class Fill:
             else:
                 self._download = Download(self.digest, self, means.request, means.slots, means.parallel, means.tell)
                 downloading = self._download.run(self._partial, self._start)
-                await _both(downloading, hashing)
+                await unless_hashing_fails(downloading, hashing)
             await self._finish(await hashing)
         finally:
             self._download = None
@@ -385,16 +391,3 @@ class Fill:
 def user_of(ask: Ask) -> User:
     """For whom the store keeps what `ask` wants."""
     return User(ask.repository.registry, ask.repository.name, ask.cluster)
-
-
-async def _both(downloading: Awaitable[None], hashing: asyncio.Task[str]) -> None:
-    """Await the download; a hash that fails meanwhile ends it."""
-    task = asyncio.ensure_future(downloading)
-    try:
-        await asyncio.wait({task, hashing}, return_when=asyncio.FIRST_COMPLETED)
-        if hashing.done():
-            hashing.result()
-        await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

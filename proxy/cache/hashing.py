@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Awaitable
 
 from proxy.cache.download import finished_in_thread
 from proxy.oci.digest import Hasher
@@ -28,6 +29,19 @@ async def hash_front(hasher: Hasher, partial: PartialBlob, more: asyncio.Event) 
         await finished_in_thread(_hash_piece, hasher, partial.file.fileno(), hashed, piece)
         hashed += count
     return hasher.hexdigest()
+
+
+async def unless_hashing_fails(downloading: Awaitable[None], hashing: asyncio.Task[str]) -> None:
+    """Await the download; a hash that fails meanwhile ends it. Raises what either of them raises."""
+    task = asyncio.ensure_future(downloading)
+    try:
+        await asyncio.wait({task, hashing}, return_when=asyncio.FIRST_COMPLETED)
+        if hashing.done():
+            hashing.result()
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _hash_piece(hasher: Hasher, descriptor: int, position: int, buffer: memoryview) -> None:

@@ -103,6 +103,8 @@ class CredentialSource:
 
     async def current(self, repository: str) -> Credential | None:
         """The credential that was found last, its time over or not: no program is run to find out. See `get`."""
+        if not self._place.concerns(self._images(repository)):
+            return None
         look = self._last(repository)
         if look is None or look.mark != await self._place.mark():
             return await self.get(repository)

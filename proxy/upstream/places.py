@@ -204,10 +204,9 @@ class HelperProgram:
         answer = _json_object(output)
         if answer is None or not {"Username", "Secret"} <= answer.keys():
             raise CredentialsUnavailable(f"{program} answered something unexpected")
-        username, secret = _text(answer["Username"]), _text(answer["Secret"])
-        if not username and not secret:
-            raise CredentialsUnavailable(f"{program} answered with nothing")
-        return Credential(username, secret, identity_token=username == IDENTITY_TOKEN_USER)
+        if (login := _login(answer["Username"], answer["Secret"])) is None:
+            raise CredentialsUnavailable(f"{program} answered with nothing to log in with")
+        return Credential(*login, identity_token=login[0] == IDENTITY_TOKEN_USER)
 
 
 class Plugin:
@@ -322,8 +321,14 @@ def _from_auth(entry: dict[str, Any], file: Path) -> Credential | None:
 def _from_plugin(entry: object) -> Credential | None:
     if not isinstance(entry, dict):
         return None
-    username, password = _text(entry.get("username")), _text(entry.get("password"))
-    return Credential(username, password) if username or password else None
+    login = _login(entry.get("username"), entry.get("password"))
+    return Credential(*login) if login is not None else None
+
+
+def _login(username: object, secret: object) -> tuple[str, str] | None:
+    """Both as texts, of which one may be empty or null; None where that is all, or one of them cannot be sent."""
+    login = _text(username), _text(secret)
+    return login if any(login) and login == (username or "", secret or "") else None
 
 
 def _go_seconds(duration: object) -> float | None:

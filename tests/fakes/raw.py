@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import socket
 import ssl
+import struct
 from contextlib import suppress
 from typing import Self
 from urllib.parse import urlsplit
@@ -68,3 +70,12 @@ class Raw:
     def leave(self) -> None:
         """Close the connection."""
         self._writer.transport.abort()
+
+    async def reset(self) -> None:
+        """End the connection with RST, and wait until it has left."""
+        sock = self._writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.leave()
+        async with asyncio.timeout(10):
+            while sock.fileno() != -1:
+                await asyncio.sleep(0)

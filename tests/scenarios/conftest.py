@@ -10,6 +10,7 @@ import pytest
 from proxy.settings import Settings
 from tests.fakes.authority import Authority, Pair
 from tests.fakes.proxy import Proxy, make_settings, running
+from tests.fakes.pushable import PushableRegistry
 from tests.fakes.registry import FakeRegistry
 
 MakeSettings = Callable[..., Settings]
@@ -22,6 +23,24 @@ async def no_task_left_behind() -> AsyncIterator[None]:
     yield
     left = {task for task in asyncio.all_tasks() - before if not task.done() and task is not asyncio.current_task()}
     assert not left, f"tasks left behind: {left}"
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[FakeRegistry]:
+    """A second registry."""
+    fake = FakeRegistry()
+    await fake.start()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture
+async def pushable() -> AsyncIterator[PushableRegistry]:
+    """A registry that takes pushes; a module whose `registry` it is says so."""
+    fake = PushableRegistry()
+    await fake.start()
+    yield fake
+    await fake.stop()
 
 
 @pytest.fixture

@@ -267,6 +267,25 @@ async def test_a_plugin_for_single_images(
     assert shut.count("GET", "/token") == 3
 
 
+async def test_a_plugin_that_is_not_meant_for_an_image(
+    settings: Callable[..., Settings], shut: FakeRegistry, tmp_path: Path
+) -> None:
+    """What it said of the whole registry is not for that image: one token is bought, as nobody, and counts on."""
+    shut.private = {"team/app": {"robot"}, "open/app": {""}}
+    for tag, image in IMAGES.items():
+        shut.push("open/app", tag, image)
+    plugin = FakePlugin(tmp_path / "plugin")
+    plugin.answers({"registry.test": {"username": "robot", "password": OLD}}, "Registry")
+    settings_of = own(settings, plugin={"command": str(plugin.command), "match_images": ["registry.test/team"]})
+    async with running(settings_of) as proxy:
+        assert await Pulls(proxy).next() == 200
+        for tag in IMAGES:
+            assert (await proxy.get(f"/v2/open/app/manifests/{tag}")).status == 200
+    assert plugin.images == ["registry.test/team/app"]
+    assert sent(shut, "/token") == [OLD]
+    assert shut.count("GET", "/token") == 2
+
+
 async def test_a_slow_plugin_stops_nobody_else(
     settings: Callable[..., Settings], shut: FakeRegistry, tmp_path: Path
 ) -> None:

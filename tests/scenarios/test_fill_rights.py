@@ -1,6 +1,7 @@
 """A fill is shared, rights to it are not."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,3 +132,33 @@ async def test_a_fill_that_nobody_may_go_on_with(proxy: Proxy, registry: FakeReg
     proxy.clock.advance(301)
     assert (await proxy.get(APP)).status == 401
     assert (await proxy.get(APP, Range="bytes=0-9")).status == 401
+
+
+@pytest.mark.parametrize("refused", [True, False], ids=["refused", "missing"])
+async def test_what_clients_may_not_have_fills_no_log(
+    proxy: Proxy, registry: FakeRegistry, caplog: pytest.LogCaptureFixture, refused: bool
+) -> None:
+    """They may ask for as much as they like: operators are told of fills that fail for another reason."""
+    blobs = [random_bytes(1000, 710 + number) for number in range(5)]
+    if refused:
+        registry.private = {"team/app": {"alice"}}
+    paths = [put(registry, blob, "team/app" if refused else "team/other") for blob in blobs]
+    caplog.set_level(logging.DEBUG, logger="pullthrough")
+    for path in paths:
+        answer = await proxy.get(path.replace("/team/other/", "/team/app/"))
+        assert answer.status == (401 if refused else 404)
+    failed = [record for record in caplog.records if record.getMessage().startswith("fill of ")]
+    assert [record.levelno for record in failed] == [logging.DEBUG] * 5
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_fill_that_fails_for_another_reason_is_told(
+    settings: Callable[..., Settings], registry: FakeRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong bytes: one line."""
+    path = put(registry, BLOB[1:], digest=DIGEST)
+    async with running(settings()) as proxy:
+        reader = await Reader.open(proxy, path)
+        await reader.rest()
+    lines = [record for record in caplog.records if record.getMessage().startswith(f"fill of {DIGEST} ")]
+    assert [record.levelno for record in lines] == [logging.WARNING]

@@ -11,7 +11,7 @@ import pytest
 from proxy.settings import Settings
 from tests.fakes.acts import Act
 from tests.fakes.content import digest_of, random_bytes
-from tests.fakes.fleet import fleet, write_config
+from tests.fakes.fleet import Fleet, fleet, write_config
 from tests.fakes.proxy import make_settings, running
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.server import Gate
@@ -23,18 +23,17 @@ HERE, THERE = f"/v2/team/app/blobs/{DIGEST}", f"/v2/team/secret/blobs/{DIGEST}?n
 TIMES = {"connect_timeout": "1s", "read_timeout": "2s"}
 
 
-@pytest.fixture
-async def other() -> AsyncIterator[FakeRegistry]:
-    """A second registry."""
-    fake = FakeRegistry()
-    await fake.start()
-    yield fake
-    await fake.stop()
-
-
 def two(tmp_path: Path, registry: FakeRegistry, other: FakeRegistry, **more: Any) -> Settings:
     upstreams = {"registry.test": {"url": registry.url} | TIMES, "other.test": {"url": other.url} | TIMES}
     return make_settings(tmp_path / "cache", upstreams, **more)
+
+
+@pytest.fixture
+async def shared(tmp_path: Path, registry: FakeRegistry, other: FakeRegistry) -> AsyncIterator[Fleet]:
+    """Two workers in front of both."""
+    config = write_config(tmp_path, {"registry.test": {"url": registry.url}, "other.test": {"url": other.url}})
+    async with fleet(config) as started:
+        yield started
 
 
 @pytest.mark.usefixtures("quick")
@@ -129,69 +128,63 @@ async def test_another_registrys_silence_is_nobody_elses(
 
 
 async def test_another_registrys_bytes_are_none_of_another_workers_either(
-    tmp_path: Path, registry: FakeRegistry, other: FakeRegistry
+    shared: Fleet, registry: FakeRegistry, other: FakeRegistry
 ) -> None:
     """One worker fills from there; who comes to the other one is sent what is here."""
     put(registry, BLOB)
     put(other, bytes(2 * MIB), "team/secret", DIGEST)
     gate = Gate(MIB)
     other.script = [Act(gate=gate)]
-    config = write_config(tmp_path, {"registry.test": {"url": registry.url}, "other.test": {"url": other.url}})
-    async with fleet(config) as proxy:
-        one, another = proxy.workers()
-        lying = await proxy.reader_at(one, THERE)
-        await gate.reached.wait()
-        reader = await proxy.reader_at(another, HERE, 1000, 1010)
-        await reader.head()
-        assert await reader.rest() == BLOB[1000:1010]
-        reader.leave()
-        lying.leave()
-        gate.open()
+    one, another = shared.workers()
+    lying = await shared.reader_at(one, THERE)
+    await gate.reached.wait()
+    reader = await shared.reader_at(another, HERE, 1000, 1010)
+    await reader.head()
+    assert await reader.rest() == BLOB[1000:1010]
+    reader.leave()
+    lying.leave()
+    gate.open()
 
 
 async def test_another_registrys_silence_at_another_worker(
-    tmp_path: Path, registry: FakeRegistry, other: FakeRegistry
+    shared: Fleet, registry: FakeRegistry, other: FakeRegistry
 ) -> None:
     """It never answers for the digest, and one worker waits for it: who asks here at the other one is served."""
     put(registry, BLOB)
     put(other, BLOB, "team/secret")
     gate = Gate(0)
     other.script = [Act(head_gate=gate)]
-    config = write_config(tmp_path, {"registry.test": {"url": registry.url}, "other.test": {"url": other.url}})
-    async with fleet(config) as proxy:
-        one, another = proxy.workers()
-        silent = await proxy.reader_at(one, THERE)
-        await gate.reached.wait()
-        reader = await proxy.reader_at(another, HERE)
-        await reader.head()
-        assert await reader.rest() == BLOB
-        gate.open()
-        silent.leave()
-        reader.leave()
+    one, another = shared.workers()
+    silent = await shared.reader_at(one, THERE)
+    await gate.reached.wait()
+    reader = await shared.reader_at(another, HERE)
+    await reader.head()
+    assert await reader.rest() == BLOB
+    gate.open()
+    silent.leave()
+    reader.leave()
 
 
 async def test_a_fill_stays_shared_whoever_asks_elsewhere(
-    tmp_path: Path, registry: FakeRegistry, other: FakeRegistry
+    shared: Fleet, registry: FakeRegistry, other: FakeRegistry
 ) -> None:
     """A reader of another registry comes to the worker that follows: those of the fill's own one go on sharing it."""
     put(registry, BLOB)
     put(other, BLOB, "team/secret")
     gate = Gate(MIB)
     registry.script = [Act(gate=gate)]
-    config = write_config(tmp_path, {"registry.test": {"url": registry.url}, "other.test": {"url": other.url}})
-    async with fleet(config) as proxy:
-        one, another = proxy.workers()
-        first = await proxy.reader_at(one, HERE)
-        await gate.reached.wait()
-        foreign = await proxy.reader_at(another, THERE)
-        await foreign.head()
-        assert await foreign.rest() == BLOB
-        second = await proxy.reader_at(another, HERE)
-        await second.head()
-        gate.open()
-        assert await second.rest() == BLOB
-        for reader in (first, foreign, second):
-            reader.leave()
+    one, another = shared.workers()
+    first = await shared.reader_at(one, HERE)
+    await gate.reached.wait()
+    foreign = await shared.reader_at(another, THERE)
+    await foreign.head()
+    assert await foreign.rest() == BLOB
+    second = await shared.reader_at(another, HERE)
+    await second.head()
+    gate.open()
+    assert await second.rest() == BLOB
+    for reader in (first, foreign, second):
+        reader.leave()
     assert registry.count("GET", "/blobs/") == 1
 
 

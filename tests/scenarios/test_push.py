@@ -31,12 +31,9 @@ REPOSITORY = "/v2/team/app"
 
 
 @pytest.fixture
-async def registry() -> AsyncIterator[PushableRegistry]:
+def registry(pushable: PushableRegistry) -> PushableRegistry:
     """A registry that takes pushes."""
-    fake = PushableRegistry()
-    await fake.start()
-    yield fake
-    await fake.stop()
+    return pushable
 
 
 @pytest.fixture

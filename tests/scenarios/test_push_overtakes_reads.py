@@ -18,14 +18,11 @@ BLOB = f"{REPOSITORY}/blobs/{digest_of(ONE.blobs[1])}"
 
 
 @pytest.fixture
-async def registry() -> AsyncIterator[PushableRegistry]:
+def registry(pushable: PushableRegistry) -> PushableRegistry:
     """A registry that takes pushes, and has two images."""
-    fake = PushableRegistry()
-    await fake.start()
-    fake.push("team/app", "v1", ONE)
-    fake.push("team/app", "v2", TWO)
-    yield fake
-    await fake.stop()
+    pushable.push("team/app", "v1", ONE)
+    pushable.push("team/app", "v2", TWO)
+    return pushable
 
 
 @pytest.fixture(params=["transparent", "metadata-only"])

@@ -30,15 +30,6 @@ TAG = "/v2/team/app/manifests/v1"
 
 
 @pytest.fixture
-async def other() -> AsyncIterator[FakeRegistry]:
-    """A second registry."""
-    fake = FakeRegistry()
-    await fake.start()
-    yield fake
-    await fake.stop()
-
-
-@pytest.fixture
 def logs() -> Iterator[None]:
     """The log is as it was afterwards."""
     root, ours = logging.getLogger(), logging.getLogger("pullthrough")

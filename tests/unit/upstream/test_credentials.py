@@ -14,6 +14,8 @@ from proxy.upstream.credentials import Credential, CredentialSource, Credentials
 from tests.fakes.clock import ManualClock
 
 AUTH = base64.b64encode(b"me:pass:word").decode()
+# Half of a character, as JSON's escapes can write it.
+HALF = "gehe\ud800im"
 MakeHelper = Callable[[str, str], None]
 
 
@@ -241,6 +243,30 @@ async def test_odd_configs_are_unavailable_too(tmp_path: Path, config: object) -
 @pytest.mark.parametrize(
     "config",
     [
+        {"auths": {"reg.test": {"identitytoken": HALF}}},
+        {"auths": {"reg.test": {"username": "me", "password": HALF}}},
+        {"auths": {"reg.test": {"username": HALF, "password": "pw"}}},
+        {"auths": {"reg.test": {"auth": HALF}}},
+        {"credHelpers": {"reg.test": HALF}},
+        {"credsStore": HALF},
+    ],
+)
+async def test_half_a_character_is_no_secret(tmp_path: Path, config: object) -> None:
+    """JSON can hold it and nobody can send it: it is as good as absent, and not repeated."""
+    with pytest.raises(CredentialsUnavailable, match=r"has nothing for reg\.test") as caught:
+        await from_config(tmp_path, config).get("team/app")
+    assert HALF not in str(caught.value)
+
+
+async def test_half_a_character_hides_nothing_behind_it(tmp_path: Path) -> None:
+    """What else the entry has, counts."""
+    entry = {"identitytoken": HALF, "username": "me", "password": HALF, "auth": AUTH}
+    assert await from_config(tmp_path, {"auths": {"reg.test": entry}}).get("team/app") == Credential("me", "pass:word")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
         {"credHelpers": {"reg.test": ""}, "auths": {"reg.test": {"auth": AUTH}}},
         {"auths": {"reg.test": {"auth": None}, "https://reg.test": {"auth": AUTH}}},
     ],
@@ -265,8 +291,12 @@ async def test_what_docker_itself_accepts(tmp_path: Path, auths: dict[str, objec
 
 
 @pytest.mark.parametrize(
-    "answer", ['{"Username":null,"Secret":null}', '{"Username":"","Secret":""}', '{"Username":1,"Secret":[]}']
-)
+    "answer",
+    [
+        '{"Username":null,"Secret":null}', '{"Username":"","Secret":""}', '{"Username":1,"Secret":[]}',
+        json.dumps({"Username": "me", "Secret": HALF}), json.dumps({"Username": HALF, "Secret": "pw"}),
+    ],
+)  # fmt: skip
 async def test_a_helper_without_an_answer_has_none(helper: MakeHelper, answer: str) -> None:
     """Nothing is sent rather than nonsense."""
     helper("odd", f"echo '{answer}'")

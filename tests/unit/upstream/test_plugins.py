@@ -15,6 +15,8 @@ from tests.fakes.plugin import FakePlugin
 
 API = "credentialprovider.kubelet.k8s.io/v1"
 ME = {"username": "me", "password": "geheim"}
+# Half of a character, as JSON's escapes can write it.
+HALF = "gehe\ud800im"
 MakePlugin = Callable[..., FakePlugin]
 
 
@@ -104,6 +106,18 @@ async def test_images_that_are_not_its_own(plugin: FakePlugin) -> None:
     assert len(plugin.asked) == 1
 
 
+@pytest.mark.parametrize("kind", ["Registry", "Global"])
+async def test_images_that_are_not_its_own_after_an_answer_for_all(plugin: FakePlugin, kind: str) -> None:
+    """What it said of all there are here is for those that `match_images` means, however they are asked about."""
+    plugin.answers({"reg.test": ME}, kind)
+    made = source(plugin, None, match_images=["reg.test/team"])
+    assert await made.get("team/app") == await made.current("team/app") == Credential("me", "geheim")
+    assert await made.get("other/app") is None
+    assert await made.current("other/app") is None
+    assert await made.current("team/tool") == Credential("me", "geheim")
+    assert plugin.images == ["reg.test/team/app"]
+
+
 @pytest.mark.parametrize("auth", [None, {}, {"reg.test": None}, {"reg.test": {"username": "", "password": ""}}, []])
 @pytest.mark.parametrize("kind", ["Image", "Registry"])
 async def test_a_plugin_that_has_nothing(plugin: FakePlugin, auth: Any, kind: str) -> None:
@@ -123,6 +137,36 @@ async def test_one_image_without_and_others_with(plugin: FakePlugin) -> None:
     plugin.answers({"reg.test/b": ME}, "Image")
     assert await made.get("b") == Credential("me", "geheim")
     assert await made.get("a") is None
+
+
+async def test_nothing_for_one_image_takes_nothing_from_the_others(plugin: FakePlugin) -> None:
+    """However far an answer of nothing says that it reaches: what was had for all counts on for the others."""
+    clock = ManualClock()
+    made = source(plugin, clock)
+    assert await made.get("a") == Credential("me", "geheim")
+    clock.advance(301)
+    plugin.answers({}, "Registry")
+    assert await made.get("b") is None
+    assert await made.current("a") == Credential("me", "geheim")
+    plugin.answers({"reg.test": ME}, "Registry")
+    assert await made.get("a") == await made.get("c") == Credential("me", "geheim")
+    assert plugin.images == ["reg.test/a", "reg.test/b", "reg.test/a"]
+
+
+@pytest.mark.parametrize(
+    "login",
+    [
+        {"username": "me", "password": HALF}, {"username": HALF, "password": "geheim"},
+        {"username": HALF, "password": HALF}, {"username": "me", "password": 5},
+    ],
+)  # fmt: skip
+async def test_what_is_no_text_is_nothing_to_log_in_with(plugin: FakePlugin, login: dict[str, object]) -> None:
+    """Half of a character, which JSON can hold and nobody can send, or a number: not even the other part is sent."""
+    plugin.answers({"reg.test": ME, "reg.test/odd": login})
+    made = source(plugin)
+    assert await made.get("team/app") == Credential("me", "geheim")
+    plugin.answers({"reg.test": login})
+    assert await source(plugin).get("odd") is None
 
 
 def response(**more: Any) -> str:
@@ -146,6 +190,9 @@ def response(**more: Any) -> str:
         (response(cacheDuration="a while"), "without a cacheKeyType or cacheDuration"),
         (response(cacheDuration=300), "without a cacheKeyType or cacheDuration"),
         (response(cacheDuration="-5m"), "without a cacheKeyType or cacheDuration"),
+        # More than a float can hold: it would be kept for ever.
+        (response(cacheDuration="9" * 400 + "h"), "without a cacheKeyType or cacheDuration"),
+        (response(cacheKeyType=HALF), "without a cacheKeyType or cacheDuration"),
     ],
 )
 async def test_answers_that_do_not_count(plugin: FakePlugin, output: str, message: str) -> None:
