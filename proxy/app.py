@@ -22,16 +22,22 @@ from proxy.cache.ask import Records, Rights
 from proxy.cache.attempts import Circuits
 from proxy.cache.blobs import Blobs
 from proxy.cache.changes import Changes
+from proxy.cache.control import Control
+from proxy.cache.drift import Drift
+from proxy.cache.history import History
 from proxy.cache.manifests import Manifests
 from proxy.cache.tags import Lists
 from proxy.policy.registry import Registries
 from proxy.server.admin import Admin
+from proxy.server.admin_access import AdminAccess
+from proxy.server.api import Api, ApiRequest, ApiResponse
 from proxy.server.gate import Gate
 from proxy.server.handlers import Handlers
 from proxy.server.house import House, lifetimes_table
 from proxy.server.listener import Listener
 from proxy.server.pace import paces
 from proxy.server.refusals import Refusals
+from proxy.server.stats import Machine, part
 from proxy.settings import ConfigurationError, LimitSettings, Settings, applicable, needs_restart
 from proxy.storage.base import StorageError, Usage
 from proxy.storage.directory import CacheDirectory, open_directory
@@ -69,6 +75,8 @@ class Place:
 
     worker: int
     sockets: Sequence[Sequence[socket.socket]]
+    # Tells the other workers what this one has learnt.
+    spread: Callable[[object], None] = lambda _news: None
 
 
 class Application:
@@ -79,7 +87,7 @@ class Application:
         self._settings = settings
         self._clock = clock
         self._place = place
-        self._metrics = Metrics(cache=place is None)
+        self._metrics = Metrics(machine=place is None)
         self._stack = contextlib.AsyncExitStack()
         self._draining = False
         self._refusals = Refusals(self._tell, clock)
@@ -88,6 +96,8 @@ class Application:
         self._store: DiskBlobs | None = None
         self._upstreams = Upstreams()
         self._circuits = Circuits(clock)
+        self._started_at = clock()
+        self._api: Api | None = None
         self.listeners: list[Listener] = []
         self.admin: Listener | None = None
 
@@ -98,7 +108,17 @@ class Application:
         """
         try:
             house = await self._house()
-            self._handlers = Handlers(house, self._tell, self._refusals)
+            handlers = self._handlers = Handlers(house, self._tell, self._refusals)
+            control = Control(
+                house.manifests, house.changes, house.history, self._records, lambda: handlers.house, self._clock
+            )
+            self._api = self._make_api(handlers, control)
+            assert self._store is not None  # noqa: S101 - opened with the house
+            drift = Drift(
+                house.manifests, house.history, self._records, self._store, lambda: handlers.house, self._clock
+            )
+            self._stack.push_async_callback(drift.close)
+            drift.start()
             lag = asyncio.create_task(watch_loop_lag(self._tell), name="loop lag")
             self._stack.push_async_callback(end_task, lag)
             await self._listen(self._handlers)
@@ -150,6 +170,29 @@ class Application:
         self._draining = True
         await self._stack.aclose()
 
+    async def answer(self, request: ApiRequest) -> ApiResponse:
+        """Answer a request of the admin API, as one of the processes that serve."""
+        assert self._api is not None  # noqa: S101 - it was started
+        return await self._api.answer(request)
+
+    def heard(self, news: object) -> None:
+        """Another worker has learnt something."""
+
+    async def _answer_of_all(self, request: ApiRequest) -> list[ApiResponse]:
+        return [await self.answer(request)]
+
+    def _make_api(self, handlers: Handlers, control: Control) -> Api:
+        async def stats() -> object:
+            house = handlers.house
+            counts = await control.counts()
+            return part(house.settings.upstreams, self._circuits.living(), house.blobs.fills, counts, self._clock())
+
+        assert self._store is not None  # noqa: S101 - opened with the house
+        return Api(
+            control, self._store, lambda: handlers.house.registries,
+            lambda: [cluster.name for cluster in handlers.house.settings.clusters], stats, self._clock,
+        )  # fmt: skip
+
     async def _house(self) -> House:
         settings, clock, tell = self._settings, self._clock, self._tell
         worker = self._place.worker if self._place is not None else None
@@ -162,16 +205,19 @@ class Application:
         self._stack.push_async_callback(upstreams.close)
         upstreams.replace(await self._started(settings))
         records = Records(metadata, clock)
+        self._records = records
         rights = Rights(records, clock)
+        history = History(records, clock)
+        history.start()
         manifests = Manifests(upstreams, records, rights, circuits, clock, tell)
         blobs = Blobs(upstreams, store, records, rights, circuits, clock, tell, worker)
         lists = Lists(upstreams, records, rights, circuits, clock, tell)
         changes = Changes(records)
-        for room in (manifests, blobs, lists, changes):
+        for room in (history, manifests, blobs, lists, changes):
             self._stack.push_async_callback(room.close)
         return House(
             settings, Registries.of(settings.upstreams), lifetimes_table(settings), upstreams, manifests, blobs, lists,
-            changes, directory.key, tell, paces(settings.clusters, {}),
+            changes, history, directory.key, tell, paces(settings.clusters, {}),
         )  # fmt: skip
 
     async def _started(self, settings: Settings) -> dict[str, Upstream]:
@@ -187,7 +233,12 @@ class Application:
 
     async def _listen(self, handlers: Handlers) -> None:
         if self._place is None:
-            admin = Admin(self._metrics, self._not_ready, self._usage)
+            machine = Machine(
+                lambda: self._settings, self._metrics, self._usage, self.answer, self._answer_of_all, lambda: (1, 1),
+                self._started_at,
+            )  # fmt: skip
+            access = AdminAccess(self._settings.admin.address, lambda: self._settings.admin, self._clock)
+            admin = Admin(self._metrics, self._not_ready, self._usage, machine.drift, access, machine.answer)
             self.admin = Listener(self._settings.admin.address, admin.handle, admin_gate(self._refusals))
             self._stack.push_async_callback(self.admin.close)
             await self.admin.start()

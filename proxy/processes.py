@@ -17,10 +17,13 @@ from pathlib import Path
 
 from proxy.app import Application, Place, StartError, admin_gate, end_task, first_of, open_store, reload_at, use_threads
 from proxy.server.admin import Admin
+from proxy.server.admin_access import AdminAccess
+from proxy.server.api import ApiRequest, ApiResponse, failed
 from proxy.server.control import Channel, Message
 from proxy.server.listener import Listener, ListenError
 from proxy.server.refusals import Refusals
 from proxy.server.sockets import bind_shared
+from proxy.server.stats import Machine
 from proxy.server.supervisor import Supervisor, Task, WorkerError
 from proxy.settings import ClusterLimitSettings, Settings
 from proxy.storage.base import StorageError, Usage
@@ -28,6 +31,10 @@ from proxy.storage.disk import DiskBlobs
 from proxy.telemetry.events import silent
 from proxy.telemetry.logs import setup_logging
 from proxy.telemetry.shared import SharedMetrics, environment_of_workers, share_metrics
+
+# Seconds: what an operator asks for may be many tags, each asked of its upstream; pictures are to be quick.
+_ANSWER_LIMIT = 300.0
+_STATS_LIMIT = 5.0
 
 _log = logging.getLogger("pullthrough")
 
@@ -109,9 +116,12 @@ class _Fleet:
         await asyncio.to_thread(_empty, files)
         self._stack.push_async_callback(asyncio.to_thread, shutil.rmtree, files, True)
         metrics = SharedMetrics(files)
-        admin = Listener(
-            self.admin, Admin(metrics, self._not_ready, self._usage).handle, admin_gate(Refusals(silent, time.time))
+        machine = Machine(
+            lambda: self._settings, metrics, self._usage, self._ask, self._ask_all, self._workers, time.time()
         )
+        access = AdminAccess(self.admin, lambda: self._settings.admin, time.time)
+        answers = Admin(metrics, self._not_ready, self._usage, machine.drift, access, machine.answer)
+        admin = Listener(self.admin, answers.handle, admin_gate(Refusals(silent, time.time)))
         self._stack.push_async_callback(admin.close)
         await admin.start()
         self.admin = admin.address
@@ -138,6 +148,22 @@ class _Fleet:
             raise StartError(str(error)) from error
         self._settings = settings
         return said
+
+    async def _ask(self, request: ApiRequest) -> ApiResponse:
+        """What a worker answers; the next one where that one is gone, if asking twice does no harm."""
+        if self._supervisor is None:
+            return failed(503, "starting")
+        try:
+            answer: ApiResponse = await self._supervisor.ask(request, _ANSWER_LIMIT, again=request.method == "GET")
+        except WorkerError as error:
+            return failed(503, f"no worker answers: {error}")
+        return answer
+
+    async def _ask_all(self, request: ApiRequest) -> list[ApiResponse]:
+        return await self._supervisor.ask_all(request, _STATS_LIMIT) if self._supervisor is not None else []
+
+    def _workers(self) -> tuple[int, int]:
+        return self.count, self._supervisor.serving if self._supervisor is not None else 0
 
     async def _bind(self) -> list[list[list[socket.socket]]]:
         """For each worker its sockets for each address."""
@@ -186,7 +212,8 @@ async def work(descriptor: int) -> None:
         setup_logging(task.settings.log.level, task.settings.log.format, task.settings.log.access)
         share_metrics(task.worker)
         sockets = [[socket.socket(fileno=one) for one in several] for several in task.sockets]
-        application = Application(task.settings, place=Place(task.worker, sockets))
+        spread: Callable[[object], None] = lambda news: channel.post(Message("news", news))  # noqa: E731 - a line
+        application = Application(task.settings, place=Place(task.worker, sockets, spread))
         try:
             await application.start()
         except (StorageError, ListenError, StartError) as error:
@@ -207,7 +234,7 @@ async def work(descriptor: int) -> None:
 async def _serve_until(channel: Channel, application: Application, stop: asyncio.Event) -> None:
     """Until `stop`, and then until all bodies have ended; no longer than the supervisor lives."""
     loop = asyncio.get_running_loop()
-    obeying = loop.create_task(_obey(channel, application, stop), name="words of the supervisor")
+    obeying = loop.create_task(_Words(channel, application, stop).obey(), name="words of the supervisor")
     waits: list[asyncio.Task[object]] = [obeying, loop.create_task(stop.wait(), name="stop")]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -218,15 +245,44 @@ async def _serve_until(channel: Channel, application: Application, stop: asyncio
             await end_task(task)
 
 
-async def _obey(channel: Channel, application: Application, stop: asyncio.Event) -> None:
-    """Do what the supervisor says, until it is gone."""
-    with contextlib.suppress(ConnectionError):
-        while True:
-            message = await channel.receive()
-            if message.name == "drain":
-                stop.set()
-            elif message.name == "reload":
+class _Words:
+    """What the supervisor says to this worker. Calls are answered side by side; all else in its order."""
+
+    def __init__(self, channel: Channel, application: Application, stop: asyncio.Event) -> None:
+        self._channel = channel
+        self._application = application
+        self._stop = stop
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def obey(self) -> None:
+        """Do what it says, until it is gone."""
+        try:
+            while True:
+                await self._do(await self._channel.receive())
+        except ConnectionError:
+            return
+        finally:
+            for call in list(self._calls):
+                await end_task(call)
+
+    async def _do(self, message: Message) -> None:
+        match message.name:
+            case "drain":
+                self._stop.set()
+            case "news":
+                self._application.heard(message.value)
+            case "call":
+                call = asyncio.get_running_loop().create_task(self._answer(message), name="answer to the supervisor")
+                self._calls.add(call)
+                call.add_done_callback(self._calls.discard)
+            case "reload":
                 try:
-                    await channel.send(Message("reloaded", await application.reload(message.value), message.number))
+                    said = Message("reloaded", await self._application.reload(message.value), message.number)
                 except StartError as error:
-                    await channel.send(Message("refused", str(error), message.number))
+                    said = Message("refused", str(error), message.number)
+                await self._channel.send(said)
+
+    async def _answer(self, message: Message) -> None:
+        with contextlib.suppress(ConnectionError):
+            answer = await self._application.answer(message.value)
+            await self._channel.send(Message("answer", answer, message.number))

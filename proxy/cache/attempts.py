@@ -83,6 +83,11 @@ class Circuits:
         for scope in subject.scopes():
             self._circuits.pop(scope, None)
 
+    def living(self) -> list[tuple[Scope, Circuit]]:
+        """What is left alone at present, and how."""
+        now = self._clock()
+        return [(scope, circuit) for scope, circuit in self._circuits.items() if not circuit.is_over(now)]
+
     def forget(self, registries: Collection[str]) -> None:
         """Other upstreams serve `registries` now: how those before them failed says nothing."""
         self._circuits = {scope: circuit for scope, circuit in self._circuits.items() if scope[1] not in registries}

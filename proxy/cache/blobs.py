@@ -208,6 +208,11 @@ class Blobs:
         with contextlib.suppress(StorageError):
             await self._store.remove(digest, "digest")
 
+    @property
+    def fills(self) -> list[Fill]:
+        """What is under way."""
+        return [fill for fill in self._tasks.values() if not fill.over]
+
     async def close(self) -> None:
         """End all fills and wait for them; those that only have to be put in place are let finish."""
         for task, fill in self._tasks.items():

@@ -9,7 +9,7 @@ Invariants:
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -37,6 +37,8 @@ from proxy.upstream.errors import UpstreamError
 
 _PAGE = 500
 _AT_ONCE = 8
+# Seconds: whoever counts reads every tag.
+_COUNT_INTERVAL = 5.0
 _KEEP_HOLD = 3650 * 86400.0
 
 Named = tuple[Repository, str]
@@ -117,6 +119,24 @@ class Refreshed:
     error: str | None = None
 
 
+@dataclass(slots=True)
+class Counts:
+    """How many tags there are: in all, held, unchecked, and drifted by registry."""
+
+    known: int = 0
+    held: int = 0
+    unchecked: int = 0
+    drifted: dict[str, int] = field(default_factory=dict)
+
+    def add(self, one: StickyTag) -> None:
+        """Count one more."""
+        registry = one.repository.registry
+        self.known += 1
+        self.held += one.hold is not None
+        self.unchecked += one.unchecked is not None
+        self.drifted[registry] = self.drifted.get(registry, 0) + one.drifted
+
+
 class Control:
     """The tags of all registries."""
 
@@ -136,6 +156,8 @@ class Control:
         self._records = records
         self._configured = configured
         self._clock = clock
+        self._counts = Counts()
+        self._counted_at = -_COUNT_INTERVAL
 
     # What there is.
 
@@ -154,6 +176,17 @@ class Control:
         await self._history.write()
         (found,) = await self._read([named], cluster)
         return found
+
+    async def counts(self) -> Counts:
+        """How many there are, no older than a few seconds."""
+        now = self._clock()
+        if abs(now - self._counted_at) >= _COUNT_INTERVAL:
+            counts = Counts()
+            async for page in self._pages(""):
+                for one in await self._read(page, ""):
+                    counts.add(one)
+            self._counts, self._counted_at = counts, now
+        return self._counts
 
     async def nodes(self, named: Named, digest: str) -> NodesRecord:
         """Which clients were given `digest` for this tag."""

@@ -61,6 +61,7 @@ class Fill:
         self.ask = ask
         # Claimed before the digest: of all processes one for each source tries to fill it.
         self._turn = Digest.of(means.source + str(digest).encode())
+        self.began = asyncio.get_running_loop().time()
         self.size = 0
         self.verified = False
         self.over = False
@@ -96,6 +97,12 @@ class Fill:
     def file(self) -> BinaryIO:
         """Where the bytes are, once it is confirmed."""
         return self._confirmed.result()
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes that are in the file, hashed or not, and how many readers there are."""
+        arrived = self.size if self.over or self._partial is None else self._partial.map.arrived
+        return (0 if self.size == 0 else arrived), len(self._readers)
 
     def join(self, ask: Ask) -> FillReader:
         """A reader with the rights of `ask`, of a fill that is joinable and has the source that `ask` has.

@@ -17,6 +17,7 @@ from proxy.oci.errors import OCIError
 from proxy.policy.registry import Reference, Registries, parse_reference
 from proxy.storage.base import BlobStore, StorageError
 
+_log = logging.getLogger("pullthrough.server")
 _audit = logging.getLogger("pullthrough.audit")
 
 _MOST = 1000
@@ -84,6 +85,10 @@ class Api:
             return failed(400, error.message)
         except StorageError as error:
             return failed(503, str(error))
+        except Exception as error:  # noqa: BLE001 - see below
+            # Whoever waits for the answer, perhaps in another process, has one.
+            _log.error("%s /api/v1/%s failed", request.method, request.path, exc_info=error)
+            return failed(500, "the proxy failed to answer this request")
 
     async def _answer(self, request: ApiRequest) -> Any:
         query = dict(request.query)

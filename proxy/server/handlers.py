@@ -143,6 +143,8 @@ class Handlers:
         wants_body = exchange.request.method == "GET"
         answer = await self.house.manifests.get(ask, route.reference, wants_body)
         content = answer.content
+        if isinstance(route.reference, str):
+            self.house.history.served(ask, route.reference, content.digest, str(exchange.client.address or ""))
         headers = state_headers(exchange, answer.verdict)
         if content.body is None or not wants_body:
             return await _head_only(exchange, headers | passing.manifest_headers(content))

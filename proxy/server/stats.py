@@ -1,21 +1,59 @@
 """`GET /api/v1/stats`: what every process knows of itself, and what is known of the machine, as one picture."""
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import Metric
 
 from proxy import __version__
+from proxy.cache.control import Counts
+from proxy.cache.fill import Fill
 from proxy.policy.backoff import Circuit, Scope
-from proxy.server.api import rfc3339
+from proxy.server.api import ApiRequest, ApiResponse, rfc3339
 from proxy.settings import Settings
 from proxy.storage.base import Usage
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.shared import SharedMetrics
 
+_STATS = ("GET", "stats")
 _HITS = frozenset({"hit", "revalidated", "stale", "joined"})
 
 
-def circuits_as_json(circuits: Iterable[tuple[Scope, Circuit]], now: float) -> dict[str, list[dict[str, Any]]]:
+def part(
+    registries: Iterable[str], circuits: Iterable[tuple[Scope, Circuit]], fills: Iterable[Fill], counts: Counts,
+    now: float,
+) -> dict[str, Any]:  # fmt: skip
+    """What one process that serves knows: how upstreams fail it, what it downloads, and the tags, which all share."""
+    failing = _circuits_as_json(circuits, now)
+    return {
+        "upstreams": {registry: {"failing": failing.get(registry, []), "rate_limit": None} for registry in registries},
+        "fills": [_fill_as_json(fill, now) for fill in fills],
+        "tags": {
+            "known": counts.known,
+            "drifted": sum(counts.drifted.values()),
+            "held": counts.held,
+            "unchecked": counts.unchecked,
+            "drifted_by_registry": counts.drifted,
+        },
+    }
+
+
+def _fill_as_json(fill: Fill, now: float) -> dict[str, Any]:
+    arrived, readers = fill.progress
+    return {
+        "digest": str(fill.digest),
+        "registry": fill.ask.repository.registry,
+        "repository": fill.ask.repository.name,
+        "size": fill.size,
+        "arrived": arrived,
+        "readers": readers,
+        "started": rfc3339(now - (asyncio.get_running_loop().time() - fill.began)),
+    }
+
+
+def _circuits_as_json(circuits: Iterable[tuple[Scope, Circuit]], now: float) -> dict[str, list[dict[str, Any]]]:
     """By registry, what is left alone after failing: how much of it, why, and until when. Principals stay unnamed."""
     found = defaultdict(list)
     for scope, circuit in circuits:
@@ -155,3 +193,41 @@ def _fills(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         before["readers"] += one["readers"]
         before["started"] = min(before["started"], one["started"])
     return sorted(found.values(), key=lambda one: (one["started"], one["digest"]))
+
+
+class Machine:
+    """Answers the admin API for all processes: what concerns each of them is asked of each, the rest of one."""
+
+    def __init__(
+        self,
+        settings: Callable[[], Settings],
+        metrics: Metrics | SharedMetrics,
+        usage: Callable[[], Awaitable[Usage | None]],
+        ask: Callable[[ApiRequest], Awaitable[ApiResponse]],
+        ask_all: Callable[[ApiRequest], Awaitable[Sequence[ApiResponse]]],
+        workers: Callable[[], tuple[int, int]],
+        started: float,
+    ) -> None:
+        """`workers`: how many there are to be, and serve; `started` in Unix seconds."""
+        self._settings = settings
+        self._metrics = metrics
+        self._usage = usage
+        self._ask = ask
+        self._ask_all = ask_all
+        self._workers = workers
+        self._started = started
+
+    async def answer(self, request: ApiRequest) -> ApiResponse:
+        """Answer one request of the API."""
+        if (request.method, request.path) != _STATS:
+            return await self._ask(request)
+        told = [answer.body for answer in await self._ask_all(request) if answer.status == 200]
+        metrics = await asyncio.to_thread(lambda: list(self._metrics.collect()))
+        workers = self._workers()
+        return ApiResponse(200, overview(self._settings(), told, metrics, await self._usage(), self._started, workers))
+
+    async def drift(self) -> Mapping[str, int]:
+        """By registry, how many tags are known to be other ones upstream."""
+        answer = await self._ask(ApiRequest(*_STATS))
+        drifted: Mapping[str, int] = answer.body["tags"]["drifted_by_registry"] if answer.status == 200 else {}
+        return drifted

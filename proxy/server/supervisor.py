@@ -169,14 +169,19 @@ class Supervisor:
             said = [line for answer in answers if isinstance(answer, Message) for line in answer.value]
             return list(dict.fromkeys(said))
 
-    async def ask(self, question: object, limit: float) -> Any:
-        """What a worker answers to `question`: the one with the lowest number that answers. Raises WorkerError."""
+    async def ask(self, question: object, limit: float, again: bool) -> Any:
+        """What the first worker answers to `question`; with `again`, where it does not, the next one.
+
+        Raises WorkerError.
+        """
         error = WorkerError("no worker serves")
         for _, worker in sorted(self._workers.items()):
             try:
                 return (await worker.told(Message("call", question), limit)).value
             except WorkerError as failed:
                 error = failed
+            if not again:
+                break
         raise error
 
     async def ask_all(self, question: object, limit: float) -> list[Any]:

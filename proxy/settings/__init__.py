@@ -3,6 +3,7 @@
 from proxy.settings.changes import applicable, needs_restart
 from proxy.settings.load import ConfigurationError, load_settings
 from proxy.settings.models import (
+    AdminSettings,
     ClusterLimitSettings,
     ClusterSettings,
     CredentialSettings,
@@ -20,6 +21,7 @@ from proxy.settings.units import Address, parse_address
 
 __all__ = [
     "Address",
+    "AdminSettings",
     "ClusterLimitSettings",
     "ClusterSettings",
     "ConfigurationError",

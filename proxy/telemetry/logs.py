@@ -14,6 +14,7 @@ from proxy.telemetry.events import RequestFinished
 
 LOGGER = "pullthrough"
 _ACCESS = f"{LOGGER}.access"
+_AUDIT = f"{LOGGER}.audit"
 
 
 def setup_logging(level: str, form: Literal["text", "json"], access: bool) -> None:
@@ -25,6 +26,8 @@ def setup_logging(level: str, form: Literal["text", "json"], access: bool) -> No
     root.setLevel(logging.WARNING)
     logging.getLogger(LOGGER).setLevel(level.upper())
     logging.getLogger(_ACCESS).setLevel(logging.INFO if access else logging.CRITICAL)
+    # Who changed what is told at every level.
+    logging.getLogger(_AUDIT).setLevel(logging.INFO)
     if sys.unraisablehook is sys.__unraisablehook__:
         # Otherwise it is somebody else's, such as a test's.
         sys.unraisablehook = log_unraisable

@@ -1,5 +1,6 @@
 """Events → Prometheus metrics. Names, labels and their values are a contract (DESIGN, section 9)."""
 
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from prometheus_client import (
@@ -7,6 +8,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     disable_created_metrics,
     generate_latest,
 )
@@ -26,8 +28,8 @@ class Metrics:
     In a worker's process they are kept in files that the supervisor reads (`shared`).
     """
 
-    def __init__(self, cache: bool = True) -> None:
-        """`cache`: what the store holds is told here; among workers the supervisor does that alone (`shared`)."""
+    def __init__(self, machine: bool = True) -> None:
+        """`machine`: what belongs to the machine is told here; among workers the supervisor does that (`shared`)."""
         # The times at which each series began would be half of all lines, and nobody asks for them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -71,15 +73,24 @@ class Metrics:
         self._remaining = self._gauge(
             "upstream_ratelimit_remaining", "Pulls the upstream says are left.", "livemostrecent", "registry"
         )
-        self._cache = CacheGauges(self.registry) if cache else None
+        self._machine = MachineGauges(self.registry) if machine else None
         self._lag = self._gauge(
             "event_loop_lag_seconds", "How late the event loop was when it was last looked at.", "livemax"
         )
 
     def set_cache(self, stored: int, blobs: int) -> None:
         """What the store holds: bytes, with the room reserved for fills, and finished blobs."""
-        if self._cache is not None:
-            self._cache.set(stored, blobs)
+        if self._machine is not None:
+            self._machine.set_cache(stored, blobs)
+
+    def set_drift(self, tags: Mapping[str, int]) -> None:
+        """By registry, how many tags are known to be other ones upstream."""
+        if self._machine is not None:
+            self._machine.set_drift(tags)
+
+    def collect(self) -> Iterable[Metric]:
+        """All metrics, for a program."""
+        return self.registry.collect()
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -129,16 +140,25 @@ class Metrics:
         return Gauge(f"pullthrough_{name}", text, labels, registry=self.registry, multiprocess_mode=mode)
 
 
-class CacheGauges:
-    """`cache_bytes` and `cache_blobs`, in `registry`."""
+class MachineGauges:
+    """What is one for all processes: `cache_bytes`, `cache_blobs` and `tag_drift`, in `registry`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._bytes = Gauge(
             "pullthrough_cache_bytes", "Bytes of the blobs in the cache and of the room for fills.", registry=registry
         )
         self._blobs = Gauge("pullthrough_cache_blobs", "Blobs in the cache.", registry=registry)
+        self._drift = Gauge(
+            "pullthrough_tag_drift", "Tags served here that are other ones upstream.", ["registry"], registry=registry
+        )
 
-    def set(self, stored: int, blobs: int) -> None:
+    def set_cache(self, stored: int, blobs: int) -> None:
         """`stored` in bytes."""
         self._bytes.set(stored)
         self._blobs.set(blobs)
+
+    def set_drift(self, tags: Mapping[str, int]) -> None:
+        """See `Metrics.set_drift`."""
+        self._drift.clear()
+        for registry, count in tags.items():
+            self._drift.labels(registry).set(count)

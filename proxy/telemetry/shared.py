@@ -4,17 +4,17 @@ Invariants:
 - Files belong to a worker's number, not to its process: the replacement of a worker that died goes on with the counts
   that are there, so that nothing ever counts down and no files pile up.
 - What only a living worker has (`fills_active`, the loop's lag) goes with it.
-- What belongs to the machine (`cache_bytes`, `cache_blobs`) is the supervisor's own.
+- What belongs to the machine (`cache_bytes`, `cache_blobs`, `tag_drift`) is the supervisor's own.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Metric, disable_created_metrics, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from proxy.telemetry.metrics import CacheGauges
+from proxy.telemetry.metrics import MachineGauges
 
 # The library looks there for its folder, once, when it is imported.
 _VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -38,11 +38,19 @@ class SharedMetrics:
         self._folder = folder
         self._registry = CollectorRegistry()
         self._registry.register(_Files(folder))
-        self._cache = CacheGauges(self._registry)
+        self._machine = MachineGauges(self._registry)
 
     def set_cache(self, stored: int, blobs: int) -> None:
         """See `Metrics.set_cache`."""
-        self._cache.set(stored, blobs)
+        self._machine.set_cache(stored, blobs)
+
+    def set_drift(self, tags: Mapping[str, int]) -> None:
+        """See `Metrics.set_drift`."""
+        self._machine.set_drift(tags)
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Metrics.collect`. Reads files: blocks."""
+        return list(self._registry.collect())
 
     def ended(self, worker: int) -> None:
         """That worker is gone: its gauges count no more, its counters do. Blocks as long as small files take."""

@@ -1,0 +1,122 @@
+"""Finding tags that have moved on upstream: a HEAD now and then for each that is in use.
+
+Invariants:
+- It asks by HEAD only, with rights of the proxy's own (`control.Configured.background`), and not while circuits stand.
+- Of the processes that share a store one does it: the one that has the claim, until it ends.
+- It changes nothing that is served: what has moved on stays what it is until its time ends, and says so.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from proxy.cache.ask import Ask, Clock, Records
+from proxy.cache.control import Configured, Named
+from proxy.cache.history import History
+from proxy.cache.manifests import Manifests
+from proxy.cache.records import HistoryRecord, TagRecord, history_key, named_in, tag_key
+from proxy.oci.digest import Digest
+from proxy.storage.base import BlobStore
+from proxy.upstream.errors import UpstreamError
+
+_log = logging.getLogger("pullthrough.cache")
+
+_CLAIM = Digest.of(b"checks of all tags for drift")
+_PAGE = 500
+# Seconds: how often it is looked whether something is due, and the longest pause between two questions.
+_TICK = 15.0
+_LONGEST_PAUSE = 1.0
+# A tag that nobody was served for so long is nobody's trouble: 7 days, in seconds.
+_IN_USE = 7 * 86400.0
+
+
+class Drift:
+    """The checks of one process. `start` them, and `close` them before the store."""
+
+    def __init__(
+        self,
+        manifests: Manifests,
+        history: History,
+        records: Records,
+        store: BlobStore,
+        configured: Callable[[], Configured],
+        clock: Clock,
+    ) -> None:
+        """`configured` gives what counts at present."""
+        self._manifests = manifests
+        self._history = history
+        self._records = records
+        self._store = store
+        self._configured = configured
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Check from now on, whenever something is due."""
+        self._task = asyncio.get_running_loop().create_task(self._check_now_and_then(), name="checks for drift")
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._store.release(_CLAIM)
+
+    async def check(self) -> int:
+        """Look at every tag that is due; gives how many were looked at. Nothing where another process does it."""
+        if not self._store.claim(_CLAIM):
+            return 0
+        due = [one async for one in self._due()]
+        failing: set[str] = set()
+        for place, (named, ask, interval) in enumerate(due):
+            if ask.repository.registry not in failing and not await self._look(named, ask):
+                failing.add(ask.repository.registry)
+            if place + 1 < len(due):
+                # Spread over half of the interval, so that a thousand tags are no burst.
+                await asyncio.sleep(min(_LONGEST_PAUSE, interval / 2 / len(due)))
+        return len(due)
+
+    async def _look(self, named: Named, ask: Ask) -> bool:
+        """Look at one; False where others of the registry need not be looked at either now."""
+        repository, tag = named
+        try:
+            record = await self._manifests.look(ask, tag, fetch=False)
+        except UpstreamError as error:
+            _log.debug("%s:%s could not be checked for drift: %s", repository, tag, error)
+            return False
+        if record.upstream_digest is not None:
+            self._history.seen(repository, tag, record.upstream_digest)
+        return True
+
+    async def _due(self) -> AsyncIterator[tuple[Named, Ask, float]]:
+        """The tags to be looked at now, how, and how often their registry's are."""
+        last = "tag/"
+        while keys := await self._records.scan("tag/", last, _PAGE):
+            last = keys[-1]
+            several = [named_in(key) for key in keys]
+            found = await self._records.get(*(key(*named) for named in several for key in (tag_key, history_key)))
+            for place, named in enumerate(several):
+                record, history = TagRecord.load(found[2 * place]), HistoryRecord.load(found[2 * place + 1])
+                if record is not None and history is not None:
+                    due = self._is_due(named, record, history)
+                    if due is not None:
+                        yield named, due[0], due[1]
+
+    def _is_due(self, named: Named, record: TagRecord, history: HistoryRecord) -> tuple[Ask, float] | None:
+        repository, now = named[0], self._clock()
+        ask = self._configured().background(repository, record.proved_by)
+        if ask is None or not ask.lifetimes.drift_interval:
+            return None
+        served = max((one.last for one in history.digests if one.pulls), default=0.0)
+        looked = max(record.checked, record.looked)
+        if now - served >= _IN_USE or 0 <= now - looked < ask.lifetimes.drift_interval:
+            return None
+        return ask, ask.lifetimes.drift_interval
+
+    async def _check_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            try:
+                await self.check()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next one is to be made
+                _log.error("a check for drift failed", exc_info=error)
