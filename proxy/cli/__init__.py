@@ -4,8 +4,13 @@ import click
 
 from proxy import __version__
 from proxy.cli.check_config import check_config
+from proxy.cli.hold import hold
 from proxy.cli.hosts_toml import hosts_toml
+from proxy.cli.purge import purge
+from proxy.cli.refresh import refresh
+from proxy.cli.release import release
 from proxy.cli.serve import serve
+from proxy.cli.tags import tags
 from proxy.cli.worker import worker
 
 
@@ -18,4 +23,6 @@ def main() -> None:
 main.add_command(serve)
 main.add_command(check_config)
 main.add_command(hosts_toml)
+for command in (tags, refresh, purge, hold, release):
+    main.add_command(command)
 main.add_command(worker)

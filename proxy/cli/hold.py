@@ -1,0 +1,25 @@
+"""`pullthrough hold`: serve one digest for a tag until it is released."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from proxy.cli.admin_client import AdminClient, admin_options, run
+
+
+@click.command()
+@click.argument("reference")
+@admin_options
+def hold(reference: str, admin: str, token_file: Path | None) -> None:
+    """Serve the digest of REFERENCE (registry/repository:tag@sha256:…) for its tag, whatever the upstream does.
+
+    Holding an earlier digest is rolling back; `pullthrough tags REFERENCE` lists what a tag had.
+    """
+
+    async def ask() -> Any:
+        async with AdminClient(admin, token_file) as client:
+            return await client.call("POST", "tags/hold", body={"reference": reference})
+
+    for tag in run(ask)["tags"]:
+        click.echo(f"{tag['reference']} is held at {tag['digest']}")
