@@ -27,7 +27,10 @@ def configuration_warnings(settings: Settings) -> Iterator[str]:
     if settings.clusters[-1].match is not None:
         yield "every cluster has a match: clients that fit none get 403"
     if not settings.admin.address.is_loopback and settings.admin.token_file is None:
-        yield "the admin listener is not on loopback: /metrics, /healthz and /readyz are open to whoever reaches it"
+        yield (
+            "the admin listener is not on loopback: health and metrics are open to whoever reaches it, and the admin API"
+            " is closed until admin.token_file is set"
+        )
     served = {listen.address for listen in settings.listen}
     for cluster in settings.clusters:
         if cluster.match is not None and cluster.match.listeners and not served & set(cluster.match.listeners):

@@ -54,7 +54,7 @@ def lifetimes_of(base: ManifestSettings, *overrides: ManifestOverrides) -> Lifet
     """`base` with each of `overrides` laid over it, the last one winning: the upstream's, then the cluster's."""
     values = {field.name: getattr(base, field.name) for field in fields(Lifetimes)}
     for override in overrides:
-        values |= {key: value for key in values if (value := getattr(override, key)) is not None}
+        values |= {key: value for key in values if (value := getattr(override, key, None)) is not None}
     values["tag_rules"] = tuple((rule.tags, rule.ttl) for rule in values["tag_rules"])
     return Lifetimes(**values)
 

@@ -148,8 +148,13 @@ class ManifestOverrides(_Model):
     proof_ttl: Duration | None = None
     proof_stale_if_error: Duration | None = None
     strict_proofs: bool | None = None
-    drift_interval: Duration | None = None
     tag_rules: tuple[TagRule, ...] | None = None
+
+
+class UpstreamManifestOverrides(ManifestOverrides):
+    """What an upstream may say besides: what the proxy does by itself is for no cluster."""
+
+    drift_interval: Duration | None = None
 
 
 class PluginSettings(_Model):
@@ -195,7 +200,7 @@ class UpstreamSettings(_Model):
     default: bool = False
     credentials: CredentialSettings | None = None
     token_realms: tuple[RegistryName, ...] = ()
-    manifests: ManifestOverrides = ManifestOverrides()
+    manifests: UpstreamManifestOverrides = UpstreamManifestOverrides()
     ca: Path | None = None
     proxy: ProxyUrl | None = None
     private_networks: tuple[Network, ...] = ()

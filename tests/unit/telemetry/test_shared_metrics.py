@@ -21,7 +21,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.shared import share_metrics
 
 share_metrics(int(sys.argv[1]))
-metrics = Metrics(cache=False)
+metrics = Metrics(machine=False)
 for line in sys.stdin:
     count = int(line)
     metrics.record(events.UpstreamBytes("docker.io", count))
