@@ -28,8 +28,8 @@ def configuration_warnings(settings: Settings) -> Iterator[str]:
         yield "every cluster has a match: clients that fit none get 403"
     if not settings.admin.address.is_loopback and settings.admin.token_file is None:
         yield (
-            "the admin listener is not on loopback: health and metrics are open to whoever reaches it, and the admin API"
-            " is closed until admin.token_file is set"
+            "the admin listener is not on loopback: health and metrics are open to whoever reaches it, and the admin"
+            " API is closed until admin.token_file is set"
         )
     served = {listen.address for listen in settings.listen}
     for cluster in settings.clusters:
