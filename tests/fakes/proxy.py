@@ -13,6 +13,7 @@ import aiohttp
 from multidict import CIMultiDictProxy
 
 from proxy.app import Application
+from proxy.server.connection import Connection
 from proxy.settings import Settings
 from tests.fakes.clock import ManualClock
 
@@ -94,6 +95,13 @@ class Proxy(Served):
     def admin_url(self) -> str:
         assert self.application.admin is not None
         return f"http://{self.application.admin.address}"
+
+    @property
+    def connections(self) -> list[Connection]:
+        """Those of clients at the first listener, the oldest first."""
+        server = self.application.listeners[0]._runner.server
+        assert server is not None
+        return [one for one in server.connections if isinstance(one, Connection)]
 
 
 def make_settings(directory: Path, upstreams: Mapping[str, Mapping[str, Any]], **more: Any) -> Settings:

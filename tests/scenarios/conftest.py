@@ -9,6 +9,7 @@ import pytest
 
 from proxy.settings import Settings
 from tests.fakes.authority import Authority, Pair
+from tests.fakes.clock import LoopClock
 from tests.fakes.proxy import Proxy, make_settings, running
 from tests.fakes.pushable import PushableRegistry
 from tests.fakes.registry import FakeRegistry
@@ -59,6 +60,15 @@ async def proxy(settings: MakeSettings) -> AsyncIterator[Proxy]:
     """A proxy in front of the fake registry."""
     async with running(settings()) as started:
         yield started
+
+
+@pytest.fixture
+async def timers(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
+    """The clock that the timers of the test's loop go by, the proxy's and the clients'."""
+    loop = asyncio.get_running_loop()
+    clock = LoopClock(loop.time)
+    monkeypatch.setattr(loop, "time", clock)
+    return clock
 
 
 @pytest.fixture

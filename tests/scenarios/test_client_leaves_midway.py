@@ -2,8 +2,6 @@
 
 import asyncio
 
-from aiohttp.web_protocol import RequestHandler
-
 from tests.fakes.content import random_bytes
 from tests.fakes.proxy import Proxy
 from tests.fakes.raw import Raw
@@ -50,10 +48,7 @@ async def test_a_client_that_left_unseen_does_not_spoil_the_end(proxy: Proxy, re
     client = await Raw.connect(proxy, head.encode())
     assert await client.answer(body=False) == 200
     await gate.reached.wait()
-    server = proxy.application.listeners[0]._runner.server
-    assert server is not None
-    (connection,) = server.connections
-    assert isinstance(connection, RequestHandler)
+    (connection,) = proxy.connections
     sending = asyncio.create_task(client.send(bytes(MIB)))
     await until(lambda: connection._reading_paused)
     await client.reset()

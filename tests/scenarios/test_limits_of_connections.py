@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxy.settings import Settings
+from tests.fakes.clock import LoopClock
 from tests.fakes.content import make_image, random_bytes
 from tests.fakes.fleet import fleet, write_config
 from tests.fakes.proxy import Proxy, Served, running
@@ -87,7 +88,9 @@ async def test_too_many_in_all(settings: Callable[..., Settings], registry: Fake
             client.leave()
 
 
-async def test_idle_connections_make_room(settings: Callable[..., Settings], registry: FakeRegistry) -> None:
+async def test_idle_connections_make_room(
+    settings: Callable[..., Settings], registry: FakeRegistry, timers: LoopClock
+) -> None:
     """The ones that have been at rest the longest, used or not; a busy one goes on."""
     registry.push("team/app", "v1", IMAGE)
     async with running(settings(**limits(max_connections=4))) as proxy:
@@ -95,7 +98,9 @@ async def test_idle_connections_make_room(settings: Callable[..., Settings], reg
         silent = [await Raw.connect(proxy) for _ in range(2)]
         used = await Raw.connect(proxy, GET)
         assert await used.answer() == 200
-        await asyncio.sleep(0.3)
+        admission = proxy.application._gate._admission
+        await until(lambda: len(admission._resting) == 3)
+        await timers.advance(0.3)
         others = []
         for idle in [*silent, used]:
             others.append(await Raw.connect(proxy, GET, OTHER))
