@@ -5,6 +5,7 @@ import click
 from proxy import __version__
 from proxy.cli.check_config import check_config
 from proxy.cli.hosts_toml import hosts_toml
+from proxy.cli.pin import pin
 from proxy.cli.serve import serve
 from proxy.cli.worker import worker
 
@@ -18,4 +19,5 @@ def main() -> None:
 main.add_command(serve)
 main.add_command(check_config)
 main.add_command(hosts_toml)
+main.add_command(pin)
 main.add_command(worker)
