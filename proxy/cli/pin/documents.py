@@ -6,6 +6,7 @@ ruamel.yaml counts in characters of the text, a byte order mark included, so a n
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
@@ -36,6 +37,9 @@ def documents(text: str) -> list[Node]:
         return [root for root in yaml.compose_all(text) if root is not None]
     except ReaderError as error:
         raise Unreadable(line_at(text, error.position), f"not YAML: the character #x{error.character:04x}") from error
+    except MaxDepthExceededError as error:
+        line = line_at(text, error.problem_mark.index)
+        raise Unreadable(line, f"nested deeper than {_DEEPEST} levels") from error
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         index = mark.index if mark is not None else 0
