@@ -61,7 +61,7 @@ def references_in(text: str) -> list[str]:
     As they are written, in their order, each once; what is a template, or no reference, is left out of YAML. Raises
     Unreadable for what is neither YAML nor a list.
     """
-    lines = [(number, line) for number, line in enumerate(map(_without_comment, text.splitlines()), 1) if line]
+    lines = [(number, line) for number, line in enumerate(map(_without_comment, text.split("\n")), 1) if line]
     wrong = next(((number, line) for number, line in lines if isinstance(_read(line), str)), None)
     if wrong is None:
         return list(dict.fromkeys(line for _, line in lines))

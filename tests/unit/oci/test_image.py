@@ -41,9 +41,9 @@ def test_what_is_left_out_is_filled_in(text: str, repository: str, tag: str | No
 @pytest.mark.parametrize(
     "text",
     [
-        "", ":1", "nginx:", "nginx@", "nginx@sha256:abc", "nginx@md5:abc", "NGINX", "nginx:-1", "a b", " nginx", "nginx\n",
-        "ko://x/y", "reg:port/x", "a//b", "/a", "a/", "[::1/app", "nginx:1:2", "nginx:a b", "x" * 256, HEX, f"{HEX}:1",
-        "nginx:" + "t" * 129, "a_/b", "-.io/x", "ngïnx", "nginx@sha256:" + HEX + "@sha256:" + HEX,
+        "", ":1", "nginx:", "nginx@", "nginx@sha256:abc", "nginx@md5:abc", "NGINX", "nginx:-1", "a b", " nginx",
+        "nginx\n", "ko://x/y", "reg:port/x", "a//b", "/a", "a/", "[::1/app", "nginx:1:2", "nginx:a b", "x" * 256, HEX,
+        f"{HEX}:1", "nginx:" + "t" * 129, "a_/b", "-.io/x", "ngïnx", "nginx@sha256:" + HEX + "@sha256:" + HEX,
     ],
 )  # fmt: skip
 def test_what_is_no_reference_is_refused(text: str) -> None:

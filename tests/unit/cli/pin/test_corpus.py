@@ -100,7 +100,7 @@ def pinned(written: str) -> set[str]:
     return {written, *references_in(after)}
 
 
-def scalars(node: Node | yaml.Node | None) -> Iterator[tuple[str, str]]:
+def scalars(node: Node | yaml.Node | None) -> Iterator[tuple[str | None, str]]:
     """Every scalar's tag and value, keys and aliases' targets included, with what stands between."""
     if node is None:
         return
@@ -114,7 +114,7 @@ def scalars(node: Node | yaml.Node | None) -> Iterator[tuple[str, str]]:
             yield from scalars(part)
 
 
-def parsed(name: str, text: str) -> list[tuple[str, str]]:
+def parsed(name: str, text: str) -> list[tuple[str | None, str]]:
     roots = documents(text) if name in NOT_PYYAML else yaml.compose_all(text.removeprefix("\ufeff"), yaml.SafeLoader)
     return [scalar for root in roots for scalar in scalars(root)]
 
