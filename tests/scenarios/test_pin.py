@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import subprocess
 import sys
@@ -23,10 +24,10 @@ IMAGE, OTHER = make_image(10, seed=1), make_image(10, seed=2)
 INDEX = make_index(IMAGE, OTHER)
 
 
-async def pin(*arguments: object, stdin: bytes | None = None) -> Result:
-    """The command, in a thread as the servers run in this one; of its own user's credentials it sees none."""
+async def pin(*arguments: object, stdin: bytes | None = None, home: Path = Path("/nonexistent")) -> Result:
+    """The command of the user at `home`, in a thread as the servers run in this one."""
     words = ["pin", *map(str, arguments)]
-    environment = {"DOCKER_CONFIG": "/nonexistent"}
+    environment = {"DOCKER_CONFIG": None, "HOME": str(home)}
     return await asyncio.to_thread(CliRunner().invoke, main, words, stdin, environment)
 
 
@@ -226,6 +227,18 @@ def docker_config(folder: Path, registry: str, user: str, password: str) -> Path
     return folder
 
 
+async def test_the_users_docker_config_is_found(registry: FakeRegistry, name: str, tmp_path: Path) -> None:
+    """Where Docker looks for it; the one that is named counts instead."""
+    registry.push("team/app", "v1", IMAGE)
+    registry.private, registry.passwords, registry.basic = {"team/app": {"me"}}, {"me": "s3cret"}, True
+    (tmp_path / ".docker").mkdir()
+    docker_config(tmp_path / ".docker", name, "me", "s3cret")
+    empty = docker_config(tmp_path, "other.test", "me", "s3cret")
+    file = write(tmp_path / "a.yaml", f"{name}/team/app:v1")
+    assert (await pin("--diff", "--docker-config", empty, file, home=tmp_path)).exit_code == 1
+    assert (await pin(file, home=tmp_path)).exit_code == 0
+
+
 @pytest.mark.parametrize("basic", [False, True])
 async def test_private_images_with_the_users_own_login(
     registry: FakeRegistry, name: str, tmp_path: Path, basic: bool
@@ -292,18 +305,24 @@ async def test_tokens_from_another_host(registry: FakeRegistry, name: str, tmp_p
 
 @dataclass
 class Crowded(FakeRegistry):
-    """Answers the first eight when all of them are there, and counts how many are there at a time."""
+    """Answers the first eight when all of them are there, and no other one came although it had the time to."""
 
     here: int = 0
     most: int = 0
-    full: asyncio.Event = field(default_factory=asyncio.Event)
+    eight: asyncio.Event = field(default_factory=asyncio.Event)
+    nine: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self.here += 1
         self.most = max(self.most, self.here)
+        if self.here == 9:
+            self.nine.set()
         if self.here == 8:
-            self.full.set()
-        await self.full.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.3 if not self.eight.is_set() else 0):
+                    await self.nine.wait()
+            self.eight.set()
+        await self.eight.wait()
         self.here -= 1
         return await super().answer(request)
 

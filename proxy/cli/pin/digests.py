@@ -78,7 +78,7 @@ async def find_digests(
     wanted: dict[tuple[Repository, str], list[ImageName]] = {}
     for name in names:
         wanted.setdefault((name.repository, name.tag_or_latest), []).append(name)
-    urls = {key: ways.proxy or _url(key[0].registry, ways) for key in wanted}
+    urls = {key: ways.proxy or url_of(key[0].registry, ways) for key in wanted}
     async with AsyncExitStack() as stack:
         gate = asyncio.Semaphore(_AT_ONCE)
         hosts = {}
@@ -90,7 +90,8 @@ async def find_digests(
     return {name: asked[key].result() for key, same in wanted.items() for name in same}
 
 
-def _url(registry: str, ways: Ways) -> str:
+def url_of(registry: str, ways: Ways) -> str:
+    """Where a registry is asked when no proxy is."""
     plain = registry in ways.plain_http or _LOOPBACK.fullmatch(registry)
     return f"{'http' if plain else 'https'}://{_HOSTS.get(registry, registry)}"
 

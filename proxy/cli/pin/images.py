@@ -3,9 +3,9 @@
 - Kubernetes (a document with `apiVersion` and `kind`): wherever they stand in it, `image` of what is listed under
   `containers`, `initContainers` and `ephemeralContainers`, and of what is listed under `volumes` `image.reference` and
   `containerDisk.image` (KubeVirt). So every kind that holds a pod or its template is known, custom ones too.
-- Compose (a document with a mapping `services`, and no `apiVersion`): `image` of each service. What is built here
-  is nobody's to ask for: that of a service with `build`, and of others with the same image, as Compose itself has it;
-  nor is that of a service whose `pull_policy` is `never` or `build`.
+- Compose (another document with a mapping `services`): `image` of each service. What is built is nobody's to ask for:
+  that of a service with `build`, and of others with the same image, as Compose itself has it; nor is that of a service
+  whose `pull_policy` is `never` or `build`.
 """
 
 import re
@@ -87,7 +87,7 @@ def _nodes(root: Node, entries: Entries) -> Iterator[Node]:
     keys = dict(entries.of(root))
     if "apiVersion" in keys and "kind" in keys:
         yield from _kubernetes(root, entries)
-    elif "apiVersion" not in keys and isinstance(keys.get("services"), MappingNode):
+    elif isinstance(keys.get("services"), MappingNode):
         yield from _compose(keys["services"], entries)
 
 
