@@ -6,6 +6,7 @@ from proxy import __version__
 from proxy.cli.check_config import check_config
 from proxy.cli.hold import hold
 from proxy.cli.hosts_toml import hosts_toml
+from proxy.cli.pin import pin
 from proxy.cli.purge import purge
 from proxy.cli.refresh import refresh
 from proxy.cli.release import release
@@ -20,9 +21,5 @@ def main() -> None:
     """A caching pull-through proxy for OCI registries."""
 
 
-main.add_command(serve)
-main.add_command(check_config)
-main.add_command(hosts_toml)
-for command in (tags, refresh, purge, hold, release):
+for command in (serve, check_config, hosts_toml, tags, refresh, purge, hold, release, pin, worker):
     main.add_command(command)
-main.add_command(worker)

@@ -35,6 +35,10 @@ class CredentialsUnavailable(Exception):
     """The credential cannot be had. The message is for operators and holds no secret."""
 
 
+class NoCredential(CredentialsUnavailable):
+    """The place was read, and has nothing for this registry."""
+
+
 @dataclass(frozen=True, slots=True)
 class Credential:
     """User name and password, or an identity token that a token server takes instead (its user name is unused)."""
@@ -155,7 +159,7 @@ class DockerConfig:
                 return Found({"": credential})
         if _text(config.get("credsStore")):
             return await HelperProgram(config["credsStore"], self._hosts, self._limits).look(images)
-        raise CredentialsUnavailable(f"{file} has nothing for {self._hosts[-1]}")
+        raise NoCredential(f"{file} has nothing for {self._hosts[-1]}")
 
     async def _config(self) -> dict[str, Any]:
         try:
@@ -188,7 +192,7 @@ class HelperProgram:
         for host in self._hosts:
             if credential := await self._ask(host):
                 return Found({"": credential}, _HELPER_KEPT)
-        raise CredentialsUnavailable(f"the credential helper {self._name} has nothing for this registry")
+        raise NoCredential(f"the credential helper {self._name} has nothing for this registry")
 
     async def _ask(self, host: str) -> Credential | None:
         """None where it knows nothing. Errors come on its standard output."""
