@@ -83,8 +83,8 @@ def reserved(budget: Budget, reserve: float) -> int:
 def allows(budget: Budget | None, now: float, reserve: float, wanted: Wanted) -> bool:
     """May a request of the kind `wanted` be sent?
 
-    What is not cached is always asked for: a 429 costs nothing that a refusal of our own would not, opens the circuit
-    that holds the next ones back, and with a limit that rolls there is no other way to learn that there is room again.
+    What is not cached is always asked for: a limit that rolls may have room again at any moment, and where it has none
+    the 429 costs no more than a refusal of our own would, and opens the circuit that holds the next ones back.
     """
     if budget is None or budget.is_over(now) or wanted == "uncached":
         return True
