@@ -48,6 +48,7 @@ from proxy.telemetry.events import Event, RequestFinished, Tell
 from proxy.telemetry.lag import watch_loop_lag
 from proxy.telemetry.logs import log_access, setup_logging
 from proxy.telemetry.metrics import Metrics
+from proxy.upstream.budgets import Budgets
 from proxy.upstream.client import Upstream
 from proxy.upstream.configured import Upstreams
 
@@ -98,6 +99,7 @@ class Application:
         self._circuits = Circuits(clock)
         self._started_at = clock()
         self._api: Api | None = None
+        self._budgets = Budgets(clock, self._tell, _reserves(settings))
         self.listeners: list[Listener] = []
         self.admin: Listener | None = None
 
@@ -137,7 +139,10 @@ class Application:
         settings = applicable(old, settings)
         started = await self._started(settings)
         # Up to the new house nothing waits, so every request sees all of the change or nothing of it.
-        self._circuits.forget(self._upstreams.replace(started))
+        changed = self._upstreams.replace(started)
+        self._circuits.forget(changed)
+        self._budgets.forget(changed)
+        self._budgets.reserves = _reserves(settings)
         self._settings = settings
         self._handlers.house = replace(
             self._handlers.house, settings=settings, registries=Registries.of(settings.upstreams),
@@ -209,7 +214,7 @@ class Application:
         rights = Rights(records, clock)
         history = History(records, clock)
         history.start()
-        manifests = Manifests(upstreams, records, rights, circuits, clock, tell)
+        manifests = Manifests(upstreams, records, rights, circuits, self._budgets, clock, tell)
         blobs = Blobs(upstreams, store, records, rights, circuits, clock, tell, worker)
         lists = Lists(upstreams, records, rights, circuits, clock, tell)
         changes = Changes(records)
@@ -224,7 +229,9 @@ class Application:
         """An upstream for each registry; none has a connection yet. Raises StartError."""
         upstreams = {}
         for registry, described in settings.upstreams.items():
-            upstream = upstreams[registry] = Upstream(registry, described, self._tell, self._clock)
+            upstream = upstreams[registry] = Upstream(
+                registry, described, self._tell, self._clock, budgets=self._budgets
+            )
             try:
                 await upstream.start()
             except (OSError, ssl.SSLError) as error:
@@ -355,6 +362,11 @@ async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
 def admin_gate(refusals: Refusals) -> Gate:
     """The admin listener's: whatever clients do to the others, operators come in."""
     return Gate(LimitSettings(max_connections=0, max_connections_per_client=0), (), refusals)
+
+
+def _reserves(settings: Settings) -> dict[str, float]:
+    """What of each registry's rate limit is kept for images that are not cached, 0 to 1."""
+    return {registry: upstream.pull_reserve for registry, upstream in settings.upstreams.items()}
 
 
 def _limits(settings: Settings) -> tuple[int, int, Policy]:

@@ -32,7 +32,10 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Who asks in which repository, and the times that hold for them."""
+    """Who asks in which repository, and the times that hold for them.
+
+    `cluster` is `settings.BACKGROUND` where the proxy asks of its own accord, and nobody waits.
+    """
 
     repository: Repository
     principal: Principal

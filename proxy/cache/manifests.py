@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from proxy.cache.ask import Ask, Clock, Records, Rights
 from proxy.cache.attempts import Attempts, Circuits, LeftAlone
-from proxy.cache.origin import Content, ManifestOrigin
+from proxy.cache.origin import Content, ManifestOrigin, PullKept
 from proxy.cache.records import (
     HoldRecord,
     MemberRecord,
@@ -30,8 +30,10 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import ManifestInvalid, parse_manifest
 from proxy.oci.reference import TagOrDigest
 from proxy.policy.access import Proof, proof_counts, proof_counts_in_outage
+from proxy.policy.budget import Wanted
 from proxy.policy.freshness import CacheState, Freshness, Verdict, freshness
 from proxy.telemetry.events import StaleServed, Tell
+from proxy.upstream.budgets import Budgets
 from proxy.upstream.client import Upstream
 from proxy.upstream.errors import UpstreamFailure
 
@@ -73,10 +75,12 @@ class Manifests:
         records: Records,
         rights: Rights,
         circuits: Circuits,
+        budgets: Budgets,
         clock: Clock,
         tell: Tell,
     ) -> None:
-        self._origin = ManifestOrigin(upstreams, records, rights, tell)
+        self._origin = ManifestOrigin(upstreams, records, rights, budgets, tell)
+        self._budgets = budgets
         self._records = records
         self._rights = rights
         self._clock = clock
@@ -152,6 +156,8 @@ class Manifests:
             return await self._held_answer(ask, tag, known.hold, known.record, want_body)
         if known.record is not None and known.content is not None and self._good(ask, known):
             return self._tag_answer(ask, tag, _Outcome(known.content, CacheState.HIT, known.record))
+        if (kept := self._kept_back(ask, tag, known)) is not None:
+            return self._tag_answer(ask, tag, kept)
         usable = (
             known.content is not None
             and known.freshness is not Freshness.EXPIRED
@@ -168,7 +174,7 @@ class Manifests:
             if not usable:
                 raise
             return self._stale_answer(ask, tag, known, failure)
-        return self._tag_answer(ask, tag, replace(outcome, state=_shared(outcome.state, joined)))
+        return self._tag_answer(ask, tag, replace(outcome, state=_shared(outcome.state, joined)), attempted=True)
 
     async def _know_tag(self, ask: Ask, tag: str, want_body: bool) -> _Known:
         raw_tag, raw_proof, raw_hold = await self._records.get(
@@ -204,6 +210,8 @@ class Manifests:
         record, now = known.record, self._clock()
         if record is not None and known.content is not None and self._good(ask, known):
             return _Outcome(known.content, CacheState.HIT, record)
+        if (kept := self._kept_back(ask, tag, known)) is not None:
+            return kept
         if record is not None and known.content is None and known.freshness is Freshness.FRESH:
             # A HEAD named this digest a while ago; a GET that named another one would contradict it.
             outcome = _Outcome(await self._origin.get(ask, Digest.parse(record.digest)), CacheState.MISS, record)
@@ -227,23 +235,50 @@ class Manifests:
         seen = await self._origin.head(ask, tag, content)
         now = self._clock()
         if seen.digest == content.digest:
-            confirmed = replace(record, checked=now, upstream_digest=None, in_doubt=False)
+            confirmed = replace(record, checked=now, upstream_digest=None, in_doubt=False, kept_back=None)
             return _Outcome(seen, CacheState.REVALIDATED, confirmed)
         if state is Freshness.FRESH:
             # Only the proof had lapsed. The tag stays what it is until its time ends, the same for every node; that
             # it has moved on is told.
             return _Outcome(content, CacheState.HIT, replace(record, upstream_digest=str(seen.digest)))
-        # By digest, and only because it changed: this is what counts against a rate limit.
-        moved = seen if seen.body is not None else await self._origin.get(ask, seen.digest)
+        local = await self._local(seen.digest) if seen.body is None else None
+        if local is not None:
+            # Another tag brought it here, and that this one has it the HEAD has said.
+            moved = replace(seen, body=local.body, size=local.size)
+            return _Outcome(moved, CacheState.REVALIDATED, TagRecord(str(moved.digest), now, now))
+        # By digest, and only because it changed: this is what counts against a rate limit. What may be stale no longer,
+        # and what was pushed through here, may spend what is kept for other images.
+        wanted: Wanted = "uncached" if state is Freshness.EXPIRED or record.in_doubt else "cached"
+        try:
+            moved = seen if seen.body is not None else await self._origin.get(ask, seen.digest, wanted)
+        except PullKept:
+            kept = replace(record, upstream_digest=str(seen.digest), kept_back=now)
+            return _Outcome(content, CacheState.STALE, kept)
         return _Outcome(moved, CacheState.MISS, TagRecord(str(moved.digest), now, now))
+
+    def _kept_back(self, ask: Ask, tag: str, known: _Known) -> _Outcome | None:
+        """What is known, where its tag was seen to have moved on less than a TTL ago and is still not to be pulled."""
+        record, now = known.record, self._clock()
+        if record is None or known.content is None or record.kept_back is None or record.in_doubt:
+            return None
+        if known.freshness is not Freshness.STALE or abs(now - record.kept_back) >= ask.lifetimes.ttl_of(tag):
+            return None
+        if not proof_counts(known.proof, ask.principal, now, ask.lifetimes):
+            return None
+        if self._budgets.allows(ask.repository.registry, ask.principal, "cached"):
+            return None
+        return _Outcome(known.content, CacheState.STALE, record)
 
     # In the background, and at an operator's word.
 
     async def look(self, ask: Ask, tag: str, fetch: bool) -> TagRecord:
         """What the upstream has for `tag` now, however fresh the entry is; with `fetch` a manifest it moved to is had.
 
-        Without it the entry stays what it is, and says from now on that the tag has moved. Raises UpstreamError.
+        Without it the entry stays what it is, and says from now on that the tag has moved. Raises UpstreamError;
+        PullKept, without having asked, where nobody is to `fetch` and nothing is left of the rate limit.
         """
+        if not fetch and not self._budgets.allows(ask.repository.registry, ask.principal, "check"):
+            raise PullKept("429", f"{ask.repository.registry}: nothing is left of the pull limit")
         outcome, _ = await self._attempts.run(
             ask, tag, ("look", ask.principal.limited_as, ask.repository, tag, fetch),
             lambda: self._look(ask, tag, fetch), False,
@@ -278,14 +313,21 @@ class Manifests:
             warning += f"; upstream it is {upstream}"
         return replace(answer, verdict=replace(answer.verdict, detail="held", warning=warning))
 
-    def _tag_answer(self, ask: Ask, tag: str, outcome: _Outcome) -> ManifestAnswer:
+    def _tag_answer(self, ask: Ask, tag: str, outcome: _Outcome, attempted: bool = False) -> ManifestAnswer:
         record = outcome.record
         age = max(0.0, self._clock() - record.checked) if record is not None else 0.0
-        warning = None
+        detail = warning = None
         if record is not None and record.upstream_digest is not None:
             warning = f"{tag} is {record.upstream_digest} upstream by now; pin the digest to be sure of what runs"
+        if record is not None and outcome.state is CacheState.STALE:
+            self._tell(StaleServed(ask.repository.registry, "budget"))
+            detail = "stale-budget"
+            warning = (
+                f"{tag} is {record.upstream_digest} upstream by now; the pulls that are left of the registry's limit "
+                "are kept for images that are not cached"
+            )
         ttl = ask.lifetimes.ttl_of(tag) - age
-        return ManifestAnswer(outcome.content, Verdict(outcome.state, age, ttl, warning=warning))
+        return ManifestAnswer(outcome.content, Verdict(outcome.state, age, ttl, detail, warning, attempted))
 
     def _stale_answer(self, ask: Ask, tag: str, known: _Known, failure: UpstreamFailure) -> ManifestAnswer:
         assert known.record is not None and known.content is not None  # noqa: S101 - what `usable` means

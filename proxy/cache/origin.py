@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from proxy.cache.ask import Ask, Records, Rights
+from proxy.cache.attempts import LeftAlone
 from proxy.cache.records import manifest_key
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
@@ -26,7 +27,9 @@ from proxy.oci.manifest import (
 )
 from proxy.oci.reference import TagOrDigest
 from proxy.policy.access import Principal
-from proxy.telemetry.events import DigestMismatch, Tell
+from proxy.policy.budget import Wanted
+from proxy.telemetry.events import DigestMismatch, Tell, UpstreamPulled
+from proxy.upstream.budgets import Budgets
 from proxy.upstream.client import Call, Reply, Upstream
 from proxy.upstream.errors import (
     UpstreamError,
@@ -55,22 +58,36 @@ class Content:
     at: float = 0.0
 
 
+class PullKept(LeftAlone):
+    """Nothing was sent: the pulls that are left are kept for images that are not cached."""
+
+
 class ManifestOrigin:
     """Asks upstreams for manifests. Everything it returns has been recorded: content, membership and proof."""
 
-    def __init__(self, upstreams: Mapping[str, Upstream], records: Records, rights: Rights, tell: Tell) -> None:
+    def __init__(
+        self, upstreams: Mapping[str, Upstream], records: Records, rights: Rights, budgets: Budgets, tell: Tell
+    ) -> None:
         self._upstreams = upstreams
+        self._budgets = budgets
         self._records = records
         self._rights = rights
         self._tell = tell
         # Why the proxy's credential was of no use last, by registry: told once.
         self._useless: dict[str, str] = {}
 
-    async def get(self, ask: Ask, reference: TagOrDigest) -> Content:
-        """The manifest by GET, which counts against rate limits. Raises UpstreamError; WrongDigest for other bytes."""
-        if ask.principal.pulls_as is not None:
-            return await self._get_lent(ask, reference, ask.principal.pulls_as)
-        return await self._get(ask, reference)
+    async def get(self, ask: Ask, reference: TagOrDigest, wanted: Wanted = "uncached") -> Content:
+        """The manifest by GET, which counts against rate limits.
+
+        Raises UpstreamError; WrongDigest for other bytes; PullKept where none may be spent on what is `wanted`.
+        """
+        registry = ask.repository.registry
+        with self._budgets.pull(registry, ask.principal, wanted) as allowed:
+            if not allowed:
+                raise PullKept("429", f"{registry}: the pulls that are left are kept for images that are not cached")
+            if ask.principal.pulls_as is not None:
+                return await self._get_lent(ask, reference, ask.principal.pulls_as)
+            return await self._get(ask, reference)
 
     async def _get(self, ask: Ask, reference: TagOrDigest) -> Content:
         generation = await self._records.generation(ask.repository)
@@ -103,6 +120,7 @@ class ManifestOrigin:
 
     async def _read(self, ask: Ask, reference: TagOrDigest) -> Content:
         async with self._request(ask, reference, "GET") as reply:
+            self._tell(UpstreamPulled(ask.repository.registry, ask.cluster))
             content = await read_manifest(ask, reference, reply, self._tell)
         await self._records.put({manifest_key(content.digest): content.body or b""})
         return content

@@ -119,6 +119,7 @@ class TagRecord(_Record):
     `upstream_digest`: what the tag has upstream, where it is known to differ. `in_doubt`: a push may have moved it
     since, so the upstream is to be asked before this is served; while it cannot be, this is the best there is.
     `proved_by`: whose right to it the upstream last confirmed; `looked`: when it was last asked in the background.
+    `kept_back`: when it was last seen to differ and was not pulled, to save the pulls that are left.
     """
 
     digest: str
@@ -128,6 +129,7 @@ class TagRecord(_Record):
     in_doubt: bool = False
     proved_by: Prover = "client"
     looked: Time = 0.0
+    kept_back: Time | None = None
 
     def __post_init__(self) -> None:
         Digest.parse(self.digest)

@@ -22,12 +22,9 @@ from proxy.policy.access import (
 from proxy.policy.freshness import Lifetimes, lifetimes_of
 from proxy.policy.registry import Registries
 from proxy.server.pace import Pace
-from proxy.settings import ClusterSettings, Settings
+from proxy.settings import BACKGROUND, ClusterSettings, Settings
 from proxy.telemetry.events import Tell, silent
 from proxy.upstream.client import Upstream
-
-# The cluster that what the proxy asks for by itself is counted for.
-BACKGROUND = "background"
 
 
 @dataclass(frozen=True, slots=True)

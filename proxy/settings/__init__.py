@@ -3,6 +3,7 @@
 from proxy.settings.changes import applicable, needs_restart
 from proxy.settings.load import ConfigurationError, load_settings
 from proxy.settings.models import (
+    BACKGROUND,
     AdminSettings,
     ClusterLimitSettings,
     ClusterSettings,
@@ -20,6 +21,7 @@ from proxy.settings.models import (
 from proxy.settings.units import Address, parse_address
 
 __all__ = [
+    "BACKGROUND",
     "Address",
     "AdminSettings",
     "ClusterLimitSettings",

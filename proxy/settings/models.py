@@ -10,6 +10,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from proxy.settings.units import Duration, ListenAddress, Percent, Size, parse_address
 
+# In a cluster's place, for what the proxy asks upstreams of its own accord.
+BACKGROUND = "background"
+
 # Labels of letters, digits, hyphens and the underscores that some internal names have; IPv4 addresses fit as well.
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?", re.ASCII)
 
@@ -209,6 +212,7 @@ class UpstreamSettings(_Model):
     max_connections: Annotated[int, Field(ge=1)] = 64
     parallel: Annotated[int, Field(ge=1, le=16)] = 4
     cache_share: Percent = 0.0
+    pull_reserve: Percent = 0.1
 
 
 class LimitSettings(_Model):
@@ -248,8 +252,16 @@ class MatchSettings(_Model):
         return self
 
 
+def _cluster_name(value: str) -> str:
+    if value == BACKGROUND:
+        raise ValueError(f"{BACKGROUND} is what the proxy's own requests are counted as: choose another name")
+    return value
+
+
 class ClusterSettings(_Model):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,62}[a-zA-Z0-9])?$")]
+    name: Annotated[
+        str, Field(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,62}[a-zA-Z0-9])?$"), AfterValidator(_cluster_name)
+    ]
     mode: Literal["transparent", "metadata-only"] = "transparent"
     match: MatchSettings | None = None
     upstreams: tuple[RegistryName, ...] | None = None

@@ -43,10 +43,19 @@ class UpstreamBytes:
 
 @dataclass(frozen=True, slots=True)
 class RateLimitSeen:
-    """An upstream said how many pulls are left."""
+    """An upstream said how many pulls are left to the proxy, and of how many, where it says that."""
 
     registry: str
     remaining: int
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamPulled:
+    """A manifest was had by GET, which counts against rate limits; `cluster` caused it, or `background`."""
+
+    registry: str
+    cluster: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +82,7 @@ class DigestMismatch:
 
 @dataclass(frozen=True, slots=True)
 class StaleServed:
-    """A stale tag was served because the upstream fails; `reason`: connect, timeout, 5xx, 429."""
+    """A stale tag was served; `reason`: connect, timeout, 5xx, 429 (the upstream fails), budget (pulls are kept)."""
 
     registry: str
     reason: str
@@ -113,6 +122,7 @@ Event = (
     | UpstreamAnswered
     | UpstreamBytes
     | RateLimitSeen
+    | UpstreamPulled
     | FillStarted
     | FillEnded
     | FillResumed

@@ -58,7 +58,7 @@ class Metrics:
             "digest_mismatches", "Manifests and blobs whose bytes were not what their digest names.", "registry"
         )
         self._stale = self._counter(
-            "stale_served", "Stale tags served because the upstream failed.", "registry", "reason"
+            "stale_served", "Stale tags served: the upstream failed, or pulls were kept back.", "registry", "reason"
         )
         self._refused_targets = self._counter(
             "upstream_refused_targets",
@@ -70,12 +70,21 @@ class Metrics:
         self._refusals = self._counter(
             "client_refusals", "Clients that were refused something, or cut off, for a limit.", "reason"
         )
-        self._remaining = self._gauge(
-            "upstream_ratelimit_remaining", "Pulls the upstream says are left.", "livemostrecent", "registry"
-        )
+        self._count_pulls()
         self._machine = MachineGauges(self.registry) if machine else None
         self._lag = self._gauge(
             "event_loop_lag_seconds", "How late the event loop was when it was last looked at.", "livemax"
+        )
+
+    def _count_pulls(self) -> None:
+        self._remaining = self._gauge(
+            "upstream_ratelimit_remaining", "Pulls the upstream says are left.", "livemostrecent", "registry"
+        )
+        self._limit = self._gauge(
+            "upstream_ratelimit_limit", "Pulls the upstream allows in its window.", "livemostrecent", "registry"
+        )
+        self._pulls = self._counter(
+            "upstream_pulls", "Manifests had by GET, which counts against rate limits.", "registry", "cluster"
         )
 
     def set_cache(self, stored: int, blobs: int) -> None:
@@ -105,8 +114,12 @@ class Metrics:
                 self._upstream_requests.labels(registry, kind, method, status).inc()
             case events.UpstreamBytes(registry, count):
                 self._upstream_bytes.labels(registry).inc(count)
-            case events.RateLimitSeen(registry, remaining):
+            case events.RateLimitSeen(registry, remaining, limit):
                 self._remaining.labels(registry).set(remaining)
+                if limit is not None:
+                    self._limit.labels(registry).set(limit)
+            case events.UpstreamPulled(registry, cluster):
+                self._pulls.labels(registry, cluster).inc()
             case events.FillStarted():
                 self._fills.inc()
             case events.FillEnded():

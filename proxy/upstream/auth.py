@@ -56,11 +56,12 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """What a token server is asked: by GET with Basic, or, with an identity token, by a POST form."""
+    """What a token server is asked for `principal`: by GET with Basic, or, with an identity token, by a POST form."""
 
     realm: str
     parameters: tuple[tuple[str, str], ...]
     credential: Credential | None
+    principal: Principal
 
 
 class TokenServer(Protocol):
@@ -207,13 +208,13 @@ class Authorizer:
         parameters = (*service, *(("scope", scope) for scope in asked))
         credential = await self._credential(principal, repository)
         try:
-            answer = await self._token_server(TokenRequest(realm, parameters, credential))
+            answer = await self._token_server(TokenRequest(realm, parameters, credential, principal))
         except UpstreamRefused as error:
             credential = await self._renewed(principal, repository, credential)
             if credential is None:
                 raise refusal from error
             try:
-                answer = await self._token_server(TokenRequest(realm, parameters, credential))
+                answer = await self._token_server(TokenRequest(realm, parameters, credential, principal))
             except UpstreamRefused as again:
                 raise refusal from again
         return self._token(answer, challenge, credential)

@@ -23,12 +23,13 @@ from yarl import URL
 
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal
-from proxy.policy.budget import ratelimit_remaining, retry_after
+from proxy.policy.budget import retry_after, speaks_of_pulls
 from proxy.policy.dial import Reason as WhyRefused
 from proxy.policy.dial import target_refusal
 from proxy.settings import UpstreamSettings
-from proxy.telemetry.events import RateLimitSeen, TargetWasRefused, Tell, UpstreamAnswered, UpstreamBytes
+from proxy.telemetry.events import TargetWasRefused, Tell, UpstreamAnswered, UpstreamBytes
 from proxy.upstream.auth import Authorizer, TokenRequest
+from proxy.upstream.budgets import Budgets
 from proxy.upstream.credentials import credential_source
 from proxy.upstream.errors import (
     NETWORK_ERRORS,
@@ -56,7 +57,7 @@ _MOST_REDIRECTS = 6
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LONGEST_HOST = 253
 # What of an upstream's settings others act upon.
-_NOT_OURS = {"default", "manifests", "cache_share"}
+_NOT_OURS = {"default", "manifests", "cache_share", "pull_reserve"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +139,16 @@ class Upstream:
         tell: Tell,
         clock: Callable[[], float],
         head_limit: float = HEAD_LIMIT,
+        budgets: Budgets | None = None,
     ) -> None:
+        """`budgets`: who is told what its answers say of rate limits."""
         self.registry = registry
         self._settings = settings
         self._base = URL(settings.url)
         self._tell = tell
         self._clock = clock
         self._head_limit = head_limit
+        self._budgets = budgets or Budgets(clock)
         self.pools = Pools(registry, settings, tell)
         # Whose turn it is to take blobs from here; taken by whoever asks for one, before the request.
         self.slots = Slots(settings.max_connections)
@@ -267,9 +271,8 @@ class Upstream:
             self._tell(UpstreamAnswered(self.registry, call.kind, call.method, "timeout"))
             raise
         self._tell(UpstreamAnswered(self.registry, call.kind, call.method, str(response.status)))
-        # What is left to nobody says nothing where pulls do not count as nobody's.
-        if call.principal.pulls_as is None and (remaining := ratelimit_remaining(response.headers)) is not None:
-            self._tell(RateLimitSeen(self.registry, remaining))
+        if self._is_own(url):
+            self._budgets.read(self.registry, call.principal, response.headers)
         return response
 
     def _is_own(self, url: URL) -> bool:
@@ -354,6 +357,8 @@ class Upstream:
                 sending = session.get(url, headers=headers, allow_redirects=False, proxy=self._settings.proxy)
             async with sending as response:
                 self._tell(UpstreamAnswered(self.registry, "other", response.method, str(response.status)))
+                if speaks_of_pulls(response.headers):
+                    self._budgets.read(self.registry, request.principal, response.headers)
                 return await self._token_answer(response)
         except NETWORK_ERRORS as error:
             if (zone := refused_zone(error)) is not None and not self._is_own(realm):

@@ -14,6 +14,9 @@ from tests.fakes.content import Image, digest_of
 # What a request needs besides being known; without a word it is a push.
 _ACTIONS = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}
 
+# Of the rate limit, in seconds.
+WINDOW = 21600
+
 Fault = Callable[[web.BaseRequest], web.Response | None]
 
 
@@ -51,7 +54,11 @@ class FakeStorage(BlobServer):
 
 @dataclass
 class FakeRegistry(BlobServer):
-    """One registry. `tags` and `members` are by repository; `fault` is asked first for each request."""
+    """One registry. `tags` and `members` are by repository; `fault` is asked first for each request.
+
+    `limits`: how many manifests each user ("" is nobody) may GET, who is told so as Docker Hub does; `pulled`: how many
+    each did.
+    """
 
     tags: dict[tuple[str, str], str] = field(default_factory=dict)
     members: set[tuple[str, str]] = field(default_factory=set)
@@ -66,6 +73,8 @@ class FakeRegistry(BlobServer):
     token_life: int = 300
     realm: str = ""
     basic: bool = False
+    limits: dict[str, int] = field(default_factory=dict)
+    pulled: dict[str, int] = field(default_factory=dict)
     _tokens: dict[str, str] = field(default_factory=dict)
     # What a token allows besides pulls.
     _actions: dict[str, set[str]] = field(default_factory=dict)
@@ -106,7 +115,7 @@ class FakeRegistry(BlobServer):
         if refusal is not None:
             return refusal
         if kind == "manifests":
-            return await self._manifest(request, repository, rest)
+            return await self._limited(request, repository, rest)
         if kind == "blobs":
             return await self._blob(request, repository, rest)
         if kind == "tags":
@@ -114,6 +123,24 @@ class FakeRegistry(BlobServer):
         if kind == "referrers" and rest in self.referrers:
             return web.Response(body=self.referrers[rest], content_type="application/vnd.oci.image.index.v1+json")
         return error(404, "NAME_UNKNOWN")
+
+    async def _limited(self, request: web.BaseRequest, repository: str, reference: str) -> web.StreamResponse:
+        """GETs of manifests count, HEADs and blobs do not; both say what is left."""
+        user = _user_of(request)
+        if user not in self.limits:
+            return await self._manifest(request, repository, reference)
+        over = request.method == "GET" and self.left(user) <= 0
+        response = error(429, "TOOMANYREQUESTS") if over else await self._manifest(request, repository, reference)
+        if request.method == "GET" and response.status == 200:
+            self.pulled[user] = self.pulled.get(user, 0) + 1
+        response.headers["ratelimit-limit"] = f"{self.limits[user]};w={WINDOW}"
+        response.headers["ratelimit-remaining"] = f"{self.left(user)};w={WINDOW}"
+        response.headers["docker-ratelimit-source"] = user or "192.0.2.1"
+        return response
+
+    def left(self, user: str = "") -> int:
+        """How many manifests the user may still GET."""
+        return max(0, self.limits[user] - self.pulled.get(user, 0))
 
     async def _manifest(self, request: web.BaseRequest, repository: str, reference: str) -> web.StreamResponse:
         digest = self.tags.get((repository, reference), reference)
@@ -188,6 +215,12 @@ class FakeRegistry(BlobServer):
         token = f"token-{self._given}-{user or 'anonymous'}"
         self._tokens[token] = repository if readers is None or user in readers else ""
         return token
+
+
+def _user_of(request: web.BaseRequest) -> str:
+    """Whose token the request brought, as `token` writes them."""
+    user = request.headers.get("Authorization", "").partition("-")[2].partition("-")[2]
+    return "" if user == "anonymous" else user
 
 
 def _basic_user(header: str, passwords: dict[str, str]) -> str | None:

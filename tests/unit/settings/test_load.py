@@ -117,6 +117,26 @@ def test_limits_that_would_stop_everybody_are_mistakes(load: Load, document: str
     assert list(mistakes(load, UPSTREAM + document)) == [path]
 
 
+@pytest.mark.parametrize(("written", "share"), [("", 0.1), (", pull_reserve: 25%", 0.25), (", pull_reserve: 0", 0.0)])
+def test_how_much_of_a_rate_limit_is_kept(load: Load, written: str, share: float) -> None:
+    """A tenth, unless the file says otherwise."""
+    settings = load(f"upstreams: {{a.test: {{url: 'http://a.test'{written}}}}}")
+    assert settings.upstreams["a.test"].pull_reserve == share
+
+
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        ("upstreams: {a.test: {url: 'http://a.test', pull_reserve: 10}}", 'upstreams."a.test".pull_reserve'),
+        ("upstreams: {a.test: {url: 'http://a.test', pull_reserve: 101%}}", 'upstreams."a.test".pull_reserve'),
+        (UPSTREAM + "clusters: [{name: background}]", "clusters[0].name"),
+    ],
+)
+def test_mistakes_about_rate_limits(load: Load, document: str, path: str) -> None:
+    """A share is a percentage; what the proxy asks for by itself is counted under a name that is no cluster's."""
+    assert list(mistakes(load, document)) == [path]
+
+
 @pytest.mark.parametrize(
     "credentials",
     ["{}", "{username: a}", "{password_file: a}", "{username: a, password_file: b, helper: c}",

@@ -36,13 +36,16 @@ CONTRACT = {
     "evictions_total": ("reason",),
     "client_refusals_total": ("reason",),
     "upstream_ratelimit_remaining": ("registry",),
+    "upstream_ratelimit_limit": ("registry",),
+    "upstream_pulls_total": ("registry", "cluster"),
     "event_loop_lag_seconds": (),
 }
 EVERY_EVENT: list[Event] = [
     REQUEST,
     events.UpstreamAnswered("docker.io", "manifest", "GET", "200"),
     events.UpstreamBytes("docker.io", 10),
-    events.RateLimitSeen("docker.io", 76),
+    events.RateLimitSeen("docker.io", 76, 100),
+    events.UpstreamPulled("docker.io", "default"),
     events.FillStarted("docker.io"),
     events.FillEnded("docker.io"),
     events.FillResumed(),
@@ -94,6 +97,8 @@ def test_values() -> None:
     assert found["pullthrough_request_seconds_count"] == 2
     assert found["pullthrough_fills_active"] == 1
     assert found["pullthrough_upstream_ratelimit_remaining"] == 75
+    # An answer without one takes nothing back.
+    assert found["pullthrough_upstream_ratelimit_limit"] == 100
     assert (found["pullthrough_cache_bytes"], found["pullthrough_cache_blobs"]) == (100, 2)
     assert found["pullthrough_event_loop_lag_seconds"] == 0.25
 
