@@ -19,25 +19,24 @@ from functools import partial
 from typing import Any
 
 from proxy.cache.ask import Records, Rights
-from proxy.cache.attempts import Circuits
 from proxy.cache.blobs import Blobs
 from proxy.cache.changes import Changes
-from proxy.cache.control import Control
-from proxy.cache.drift import Drift
 from proxy.cache.history import History
 from proxy.cache.manifests import Manifests
 from proxy.cache.tags import Lists
+from proxy.learnt import Learnt
+from proxy.operating import Operating
 from proxy.policy.registry import Registries
 from proxy.server.admin import Admin
 from proxy.server.admin_access import AdminAccess
-from proxy.server.api import Api, ApiRequest, ApiResponse
+from proxy.server.api import ApiRequest, ApiResponse
 from proxy.server.gate import Gate
 from proxy.server.handlers import Handlers
 from proxy.server.house import House, lifetimes_table
 from proxy.server.listener import Listener
 from proxy.server.pace import paces
 from proxy.server.refusals import Refusals
-from proxy.server.stats import Machine, part
+from proxy.server.stats import Machine
 from proxy.settings import ConfigurationError, LimitSettings, Settings, applicable, needs_restart
 from proxy.storage.base import StorageError, Usage
 from proxy.storage.directory import CacheDirectory, open_directory
@@ -48,7 +47,6 @@ from proxy.telemetry.events import Event, RequestFinished, Tell
 from proxy.telemetry.lag import watch_loop_lag
 from proxy.telemetry.logs import log_access, setup_logging
 from proxy.telemetry.metrics import Metrics
-from proxy.upstream.budgets import Budgets
 from proxy.upstream.client import Upstream
 from proxy.upstream.configured import Upstreams
 
@@ -96,10 +94,10 @@ class Application:
         self._handlers: Handlers | None = None
         self._store: DiskBlobs | None = None
         self._upstreams = Upstreams()
-        self._circuits = Circuits(clock)
+        spread = place.spread if place is not None else lambda _news: None
+        self._learnt = Learnt(settings, clock, self._tell, spread)
         self._started_at = clock()
-        self._api: Api | None = None
-        self._budgets = Budgets(clock, self._tell, _reserves(settings))
+        self._operating: Operating | None = None
         self.listeners: list[Listener] = []
         self.admin: Listener | None = None
 
@@ -111,16 +109,9 @@ class Application:
         try:
             house = await self._house()
             handlers = self._handlers = Handlers(house, self._tell, self._refusals)
-            control = Control(
-                house.manifests, house.changes, house.history, self._records, lambda: handlers.house, self._clock
-            )
-            self._api = self._make_api(handlers, control)
             assert self._store is not None  # noqa: S101 - opened with the house
-            drift = Drift(
-                house.manifests, house.history, self._records, self._store, lambda: handlers.house, self._clock
-            )
-            self._stack.push_async_callback(drift.close)
-            drift.start()
+            self._operating = Operating(handlers, self._records, self._store, self._learnt, self._clock)
+            self._operating.start(self._stack)
             lag = asyncio.create_task(watch_loop_lag(self._tell), name="loop lag")
             self._stack.push_async_callback(end_task, lag)
             await self._listen(self._handlers)
@@ -139,10 +130,7 @@ class Application:
         settings = applicable(old, settings)
         started = await self._started(settings)
         # Up to the new house nothing waits, so every request sees all of the change or nothing of it.
-        changed = self._upstreams.replace(started)
-        self._circuits.forget(changed)
-        self._budgets.forget(changed)
-        self._budgets.reserves = _reserves(settings)
+        self._learnt.changed(settings, self._upstreams.replace(started))
         self._settings = settings
         self._handlers.house = replace(
             self._handlers.house, settings=settings, registries=Registries.of(settings.upstreams),
@@ -177,26 +165,15 @@ class Application:
 
     async def answer(self, request: ApiRequest) -> ApiResponse:
         """Answer a request of the admin API, as one of the processes that serve."""
-        assert self._api is not None  # noqa: S101 - it was started
-        return await self._api.answer(request)
+        assert self._operating is not None  # noqa: S101 - it was started
+        return await self._operating.answer(request)
 
     def heard(self, news: object) -> None:
         """Another worker has learnt something."""
+        self._learnt.heard(news)
 
     async def _answer_of_all(self, request: ApiRequest) -> list[ApiResponse]:
         return [await self.answer(request)]
-
-    def _make_api(self, handlers: Handlers, control: Control) -> Api:
-        async def stats() -> object:
-            house = handlers.house
-            counts = await control.counts()
-            return part(house.settings.upstreams, self._circuits.living(), house.blobs.fills, counts, self._clock())
-
-        assert self._store is not None  # noqa: S101 - opened with the house
-        return Api(
-            control, self._store, lambda: handlers.house.registries,
-            lambda: [cluster.name for cluster in handlers.house.settings.clusters], stats, self._clock,
-        )  # fmt: skip
 
     async def _house(self) -> House:
         settings, clock, tell = self._settings, self._clock, self._tell
@@ -206,7 +183,7 @@ class Application:
         metadata = DiskcacheMetadata(directory.metadata)
         self._stack.push_async_callback(metadata.close)
         await metadata.open()
-        upstreams, circuits = self._upstreams, self._circuits
+        upstreams, circuits, budgets = self._upstreams, self._learnt.circuits, self._learnt.budgets
         self._stack.push_async_callback(upstreams.close)
         upstreams.replace(await self._started(settings))
         records = Records(metadata, clock)
@@ -214,7 +191,7 @@ class Application:
         rights = Rights(records, clock)
         history = History(records, clock)
         history.start()
-        manifests = Manifests(upstreams, records, rights, circuits, self._budgets, clock, tell)
+        manifests = Manifests(upstreams, records, rights, circuits, budgets, clock, tell)
         blobs = Blobs(upstreams, store, records, rights, circuits, clock, tell, worker)
         lists = Lists(upstreams, records, rights, circuits, clock, tell)
         changes = Changes(records)
@@ -230,7 +207,7 @@ class Application:
         upstreams = {}
         for registry, described in settings.upstreams.items():
             upstream = upstreams[registry] = Upstream(
-                registry, described, self._tell, self._clock, budgets=self._budgets
+                registry, described, self._tell, self._clock, budgets=self._learnt.budgets
             )
             try:
                 await upstream.start()
@@ -362,11 +339,6 @@ async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
 def admin_gate(refusals: Refusals) -> Gate:
     """The admin listener's: whatever clients do to the others, operators come in."""
     return Gate(LimitSettings(max_connections=0, max_connections_per_client=0), (), refusals)
-
-
-def _reserves(settings: Settings) -> dict[str, float]:
-    """What of each registry's rate limit is kept for images that are not cached, 0 to 1."""
-    return {registry: upstream.pull_reserve for registry, upstream in settings.upstreams.items()}
 
 
 def _limits(settings: Settings) -> tuple[int, int, Policy]:

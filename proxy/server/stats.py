@@ -22,13 +22,21 @@ _HITS = frozenset({"hit", "revalidated", "stale", "joined"})
 
 
 def part(
-    registries: Iterable[str], circuits: Iterable[tuple[Scope, Circuit]], fills: Iterable[Fill], counts: Counts,
+    limits: Mapping[str, Mapping[str, object] | None],
+    circuits: Iterable[tuple[Scope, Circuit]],
+    fills: Iterable[Fill],
+    counts: Counts,
     now: float,
-) -> dict[str, Any]:  # fmt: skip
-    """What one process that serves knows: how upstreams fail it, what it downloads, and the tags, which all share."""
+) -> dict[str, Any]:
+    """What one process that serves knows: how upstreams fail it, what it downloads, and the tags, which all share.
+
+    `limits`: by registry, what is left of its rate limit.
+    """
     failing = _circuits_as_json(circuits, now)
     return {
-        "upstreams": {registry: {"failing": failing.get(registry, []), "rate_limit": None} for registry in registries},
+        "upstreams": {
+            registry: {"failing": failing.get(registry, []), "rate_limit": limit} for registry, limit in limits.items()
+        },
         "fills": [_fill_as_json(fill, now) for fill in fills],
         "tags": {
             "known": counts.known,
