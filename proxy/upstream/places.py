@@ -132,7 +132,7 @@ class PasswordFile:
 
 
 class DockerConfig:
-    """A docker `config.json`: `credHelpers`, then `auths`, then `credsStore`."""
+    """A docker `config.json`: `credHelpers`, then `auths`, for one host after the other, then `credsStore`."""
 
     def __init__(self, file: Path, hosts: Sequence[str], limits: Limits) -> None:
         self._file = file
@@ -151,12 +151,13 @@ class DockerConfig:
         """See `Place`."""
         file, config = self._file, await self._config()
         helpers, auths = _mapping(config, "credHelpers"), _mapping(config, "auths")
+        # What is said of an alias, which may be another registry's own name, comes after all that is said of the host.
         for host in self._hosts:
             if _text(helpers.get(host)):
                 return await HelperProgram(helpers[host], [host], self._limits).look(images)
-        for host in _spellings(self._hosts):
-            if isinstance(auths.get(host), dict) and (credential := _from_auth(auths[host], file)):
-                return Found({"": credential})
+            for spelling in _spellings([host]):
+                if isinstance(auths.get(spelling), dict) and (credential := _from_auth(auths[spelling], file)):
+                    return Found({"": credential})
         if _text(config.get("credsStore")):
             return await HelperProgram(config["credsStore"], self._hosts, self._limits).look(images)
         raise NoCredential(f"{file} has nothing for {self._hosts[-1]}")

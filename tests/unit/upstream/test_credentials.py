@@ -226,6 +226,16 @@ async def test_a_registrys_own_helper_comes_first_and_the_store_last(tmp_path: P
     assert (await got(from_config(tmp_path, config))).username == "store"
 
 
+async def test_a_helper_for_an_alias_comes_after_what_the_host_itself_has(tmp_path: Path, helper: MakeHelper) -> None:
+    """A mirror of Docker Hub that has a login of its own is not given Docker Hub's."""
+    helper("hub", 'echo \'{"Username":"hub","Secret":"pw"}\'')
+    config = {"credHelpers": {"docker.io": "hub"}, "auths": {"mirror.test": {"auth": AUTH}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = CredentialSettings(docker_config=tmp_path / "config.json")
+    assert (await got(CredentialSource(settings, ["mirror.test", "docker.io"]))).username == "me"
+    assert (await got(CredentialSource(settings, ["docker.io", "mirror.test"]))).username == "hub"
+
+
 def test_the_identity_outlives_the_secret(tmp_path: Path) -> None:
     """It tells one credential from another, and does not change when a secret is rotated."""
     one, other = from_helper("one"), from_helper("other")
