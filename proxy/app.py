@@ -27,6 +27,8 @@ from proxy.cache.drift import Drift
 from proxy.cache.history import History
 from proxy.cache.manifests import Manifests
 from proxy.cache.tags import Lists
+from proxy.cache.warm import Warming
+from proxy.cache.warm_run import WarmMeans
 from proxy.policy.registry import Registries
 from proxy.server.admin import Admin
 from proxy.server.admin_access import AdminAccess
@@ -38,6 +40,7 @@ from proxy.server.listener import Listener
 from proxy.server.pace import paces
 from proxy.server.refusals import Refusals
 from proxy.server.stats import Machine, part
+from proxy.server.warming import WarmApi, asking
 from proxy.settings import ConfigurationError, LimitSettings, Settings, applicable, needs_restart
 from proxy.storage.base import StorageError, Usage
 from proxy.storage.directory import CacheDirectory, open_directory
@@ -112,8 +115,15 @@ class Application:
             control = Control(
                 house.manifests, house.changes, house.history, self._records, lambda: handlers.house, self._clock
             )
-            self._api = self._make_api(handlers, control)
             assert self._store is not None  # noqa: S101 - opened with the house
+            means = WarmMeans(
+                house.manifests, house.blobs, self._records, self._store, asking(lambda: handlers.house),
+                lambda: self._settings.cache.max_size, self._clock,
+            )  # fmt: skip
+            warming = Warming(means, shared=self._place is not None)
+            self._stack.push_async_callback(warming.close)
+            warming.start()
+            self._api = self._make_api(handlers, control, WarmApi(warming, lambda: handlers.house))
             drift = Drift(
                 house.manifests, house.history, self._records, self._store, lambda: handlers.house, self._clock
             )
@@ -181,16 +191,18 @@ class Application:
     async def _answer_of_all(self, request: ApiRequest) -> list[ApiResponse]:
         return [await self.answer(request)]
 
-    def _make_api(self, handlers: Handlers, control: Control) -> Api:
+    def _make_api(self, handlers: Handlers, control: Control, warm: WarmApi) -> Api:
         async def stats() -> object:
             house = handlers.house
             counts = await control.counts()
-            return part(house.settings.upstreams, self._circuits.living(), house.blobs.fills, counts, self._clock())
+            said = part(house.settings.upstreams, self._circuits.living(), house.blobs.fills, counts, self._clock())
+            return said | {"warm": await warm.current()}
 
         assert self._store is not None  # noqa: S101 - opened with the house
         return Api(
             control, self._store, lambda: handlers.house.registries,
             lambda: [cluster.name for cluster in handlers.house.settings.clusters], stats, self._clock,
+            warm.answer,
         )  # fmt: skip
 
     async def _house(self) -> House:

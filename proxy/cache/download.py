@@ -48,8 +48,6 @@ _GATHER = 0.015
 _FAST = 100e6
 # How often it is looked at who waits, in seconds: a range can slow down while a reader counts on it.
 _LOOK = 0.1
-# So long, in seconds, a range that is held back keeps a turn that others wait for.
-_TURN = 1.0
 
 # Asks for a range, or for all (None), with somebody's rights, at an address where one is known.
 Request = Callable[[Ask, tuple[int, int] | None, str | None], AbstractAsyncContextManager[Reply]]
@@ -107,6 +105,8 @@ class Download:
         self._rate = 0.0
         self._failures = 0
         self._not_before = 0.0
+        # When what has come is covered, where the fill is held back.
+        self._covered = 0.0
         self._last_error: UpstreamFailure | None = None
         self.look = asyncio.Event()
 
@@ -143,6 +143,10 @@ class Download:
         if left > _LONGEST_PAUSE and self._last_error is not None:
             raise self._last_error
 
+    @property
+    def _is_held(self) -> bool:
+        return self._covered > asyncio.get_running_loop().time() and self._filling.brake.is_on
+
     def _complete(self) -> bool:
         return self._confirmed and self._partial is not None and self._partial.map.gap(0) is None
 
@@ -161,7 +165,7 @@ class Download:
     def _plan(self) -> bool:
         """Start what is to be asked for now; False where it is not the time to ask for anything."""
         loop = asyncio.get_running_loop()
-        if not self._confirmed or self._partial is None or loop.time() < self._not_before:
+        if not self._confirmed or self._partial is None or loop.time() < self._not_before or self._is_held:
             return False
         if not self._ranges:
             if not self._streams and not self._complete():
@@ -331,7 +335,7 @@ class Download:
                 # What was here already is no progress, however often it comes.
                 stream.received += new
                 stream.position = position
-            await self._held_back(stream, len(piece))
+            await self._hold_back(stream, len(piece))
             if position >= stream.stop:
                 return
             if len(piece) < _SMALL and 0.0 < stream.rate < _FAST:
@@ -340,12 +344,18 @@ class Download:
         if position < stream.stop and not stream.received:
             raise UpstreamFailure("5xx", "the upstream's answer was empty")
 
-    async def _held_back(self, stream: _Stream, count: int) -> None:
-        """Wait until `count` bytes more may come; the range ends here where others wait for its turn."""
-        if not self._filling.brake.is_on:
+    async def _hold_back(self, stream: _Stream, count: int) -> None:
+        """Wait until `count` bytes that have come are covered; end the range where others wait for its turn."""
+        brake = self._filling.brake
+        if not brake.is_on:
             return
-        await self._filling.brake.spend(count)
-        if stream.span is not None and stream.age >= _TURN and self._slots.wanted:
+
+        def is_wanted() -> bool:
+            return stream.span is not None and self._slots.wanted
+
+        self._covered = brake.spend(count)
+        await brake.wait(self._covered, is_wanted)
+        if self._is_held and is_wanted():
             stream.stop = stream.position
 
     async def _keep(self, position: int, data: memoryview) -> tuple[int, int]:

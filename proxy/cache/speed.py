@@ -46,12 +46,13 @@ class Brake:
             self._read_until = now() + _READING
         return now() >= self._read_until
 
-    async def spend(self, count: int) -> None:
-        """Wait until `count` bytes that have come are covered, or somebody reads it."""
-        if self._speed is None or not self.is_on:
-            return
-        covered = self._speed.spend(count)
-        while (left := covered - now()) > 0 and self.is_on:  # noqa: ASYNC110 - readers of other processes set no event
+    def spend(self, count: int) -> float:
+        """`count` bytes have come; gives when they are covered, by the clock of `now`."""
+        return self._speed.spend(count) if self._speed is not None and self.is_on else 0.0
+
+    async def wait(self, covered: float, unless: Callable[[], bool]) -> None:
+        """Wait until then, or until somebody reads it, or `unless` is true."""
+        while (left := covered - now()) > 0 and self.is_on and not unless():  # noqa: ASYNC110 - other processes' readers
             await asyncio.sleep(min(left, _LOOK))
 
 

@@ -1,7 +1,7 @@
 """Warm jobs: kept in the metadata store, run by one process each, taken over where that ends.
 
 Invariants:
-- A job is run, and written, by whoever has its claim; the kernel drops a claim with its process, and another process, or
+- A job is run, and written, by whoever has its claim; the kernel drops a claim with its process. Another process, or
   the next start, goes on with what the store says: references that had ended stay as they are.
 - Progress is written at most once a second. Every process answers for every job, from the store.
 - Jobs, and references of a job, are bounded; one that has ended is forgotten after a day.
@@ -9,6 +9,7 @@ Invariants:
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ _KEEP = 30 * 86400.0
 _WRITE_EVERY = 1.0
 # How often it is looked at what other processes have left, or cannot take.
 _LOOK = 3.0
+_LOOK_ALONE = 60.0
 _STOP_LIMIT = 5.0
 _STOP_LOOK = 0.05
 
@@ -61,6 +63,7 @@ class Warming:
         self._shared = shared
         self._runs: dict[str, WarmRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._works: dict[str, asyncio.Task[tuple[Job, Items]]] = {}
         self._look = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -90,7 +93,7 @@ class Warming:
         await self._make_room()
         job = Job(
             secrets.token_hex(4), cluster, tuple(platforms), bandwidth, concurrency, by, self._means.clock(),
-            len(references),
+            tuple(references),
         )  # fmt: skip
         items = tuple(Item(reference) for reference in references)
         if not await self._records.put(dump(job, items), _KEEP, only_while=(job_key(job.id), None)):
@@ -121,12 +124,13 @@ class Warming:
             return found
         await self._records.put({stop_key(named): b"1"}, _KEEP)
         self._look.set()
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _STOP_LIMIT
-        while found is not None and found[0].state not in ENDED and loop.time() < until:
-            await self._stop_own(named)
-            await asyncio.sleep(_STOP_LOOK)
-            found = await self.job(named)
+        if (work := self._works.get(named)) is not None:
+            work.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_LIMIT):
+                while found is not None and found[0].state not in ENDED:
+                    await asyncio.sleep(_STOP_LOOK)
+                    found = await self.job(named)
         return found
 
     def _run_of(self, job: Job) -> Job:
@@ -160,7 +164,7 @@ class Warming:
             except Exception:  # noqa: BLE001 - whatever it is, the next look may go well
                 _log.exception("warm jobs could not be looked at")
             try:
-                async with asyncio.timeout(_LOOK if self._shared else None):
+                async with asyncio.timeout(_LOOK if self._shared else _LOOK_ALONE):
                     await self._look.wait()
             except TimeoutError:
                 continue
@@ -182,48 +186,55 @@ class Warming:
             # Whoever had the claim before may have ended it.
             raw_job, raw_items = await self._records.get(job_key(named), items_key(named))
             job, items = load_job(raw_job), load_items(raw_items)
-            if job is not None and items is not None and job.state not in ENDED:
-                await self._run(job, items)
-        except Exception:  # noqa: BLE001 - it stays as the store has it, and is taken up again
-            _log.exception("the warm job %s could not be run", named)
-            await asyncio.sleep(_LOOK)
+            if job is None or job.state in ENDED:
+                return
+            if items is None:
+                job, items = replace(job, state="failed", note="its references cannot be read any more"), ()
+            else:
+                job, items = await self._run(job, items)
+            while not await self._records.put(dump(job, items), _KEEP_ENDED):  # noqa: ASYNC110 - a disk sets no event
+                # Whoever took it up again would do all of it again.
+                await asyncio.sleep(_LOOK)
         finally:
             self._runs.pop(named, None)
             self._tasks.pop(named, None)
             self._store.release(_claim(named))
             self._look.set()
 
-    async def _run(self, job: Job, items: Items) -> None:
-        started = job.started if job.started is not None else self._means.clock()
-        job = replace(job, state="running", started=started)
+    async def _run(self, job: Job, items: Items) -> tuple[Job, Items]:
+        """Gives how it ended."""
+        clock = self._means.clock
+        job = replace(job, state="running", started=job.started if job.started is not None else clock())
         run = self._runs[job.id] = WarmRun(job, items, self._means)
         _log.info("warm job %s: %d references for cluster %s, by %s", job.id, len(items), job.cluster, job.by)
-        working = asyncio.get_running_loop().create_task(run.run(), name=f"work of warm {job.id}")
+        work = self._works[job.id] = asyncio.get_running_loop().create_task(run.run(), name=f"work of warm {job.id}")
         try:
-            await self._watch(job.id, run, working)
-            if working.done() and not working.cancelled():
-                job, items = working.result()
+            await self._watch(job.id, run, work)
+            if work.done() and not work.cancelled():
+                job, items = work.result()
             else:
-                job, items = _stopped(*run.snapshot(), self._means.clock())
+                job, items = _stopped(*run.snapshot(), clock())
+        except Exception:  # noqa: BLE001 - it would be the same if it were begun again
+            _log.exception("the warm job %s failed", job.id)
+            job, items = run.snapshot()
+            job = replace(job, state="failed", ended=clock(), note="the proxy failed; its log says more")
         finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
-        await self._records.put(dump(job, items), _KEEP_ENDED)
-        _log.info("warm job %s %s: %d done, %d failed of %d", job.id, job.state, job.done, job.failed, job.references)
+            del self._works[job.id]
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+        _log.info("warm job %s %s: %d done, %d failed", job.id, job.state, job.done, job.failed)
+        return job, items
 
-    async def _watch(self, named: str, run: WarmRun, working: "asyncio.Task[tuple[Job, Items]]") -> None:
+    async def _watch(self, named: str, run: WarmRun, work: "asyncio.Task[tuple[Job, Items]]") -> None:
         """Write its progress down until it has ended, or is to be stopped."""
         written = None
-        while not working.done():
+        while not work.done():
             if (now := run.snapshot()) != written:
                 await self._records.put(dump(*now), _KEEP)
                 written = now
             if await self._is_stopped(named):
                 return
-            await asyncio.wait({working}, timeout=_WRITE_EVERY)
-
-    async def _stop_own(self, named: str) -> None:
-        """It is not waited for the next look where this process runs it."""
+            await asyncio.wait({work}, timeout=_WRITE_EVERY)
 
     async def _is_stopped(self, named: str) -> bool:
         return await self._records.get(stop_key(named)) != [None]

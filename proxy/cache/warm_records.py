@@ -8,6 +8,7 @@ A job is written by whoever has its claim, and read by every process.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
@@ -44,7 +45,7 @@ class Item:
 class Job:
     """A job without its items. Times in Unix seconds; `bandwidth` in bytes a second, None for as fast as it goes.
 
-    `done` and `failed` count references of `references`. `bytes` and `bytes_total` are those of its items: what several
+    `done` and `failed` count its references. `bytes` and `bytes_total` are those of its items: what several
     have in common counts for each of them. `note`: one line on what whoever asked should know.
     """
 
@@ -55,7 +56,7 @@ class Job:
     concurrency: int
     by: str
     created: _Time
-    references: int
+    references: tuple[str, ...]
     state: State = "queued"
     started: _Time | None = None
     ended: _Time | None = None
@@ -91,6 +92,7 @@ def dump(job: Job, items: Items | None = None) -> dict[str, bytes]:
     return entries if items is None else entries | {items_key(job.id): _ITEMS.dump_json(items)}
 
 
+@lru_cache(maxsize=256)
 def load_job(raw: bytes | None) -> Job | None:
     """Out of the store's bytes; None for what is absent or of another version."""
     try:

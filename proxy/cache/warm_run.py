@@ -4,8 +4,8 @@ Invariants:
 - Everything is asked for as a request of the job's cluster would ask for it: the same rights, circuits, budgets, shared
   attempts and fills.
 - At most `concurrency` references are walked at a time, and at most so many blobs are brought at a time.
-- An upstream that fails is waited for (`policy.patience`): by all references at that registry together, so that a dead one
-  does not cost each of them the whole time. What has come stays.
+- An upstream that fails is waited for (`policy.patience`): by all references at that registry together, so that a dead
+  one does not cost each of them the whole time. What has come stays.
 - A job never makes the cache drop what it put there: what would not fit beside it fails, and says so. What went all the
   same, since others came, is found at the end and said.
 - `items` is changed on the loop only, and whole: whoever looks sees a state that was.
@@ -14,7 +14,7 @@ Invariants:
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from proxy.cache.origin import Content
 from proxy.cache.records import manifest_key
 from proxy.cache.speed import Speed
 from proxy.cache.warm_image import CannotWarm, Image, walk
-from proxy.cache.warm_records import ENDED, Item, Items, Job, summed
+from proxy.cache.warm_records import ENDED, Item, Items, Job, State, summed
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
 from proxy.oci.reference import TagOrDigest
@@ -88,7 +88,8 @@ class WarmRun:
 
     def snapshot(self) -> tuple[Job, Items]:
         """How it stands now."""
-        items = tuple(self._seen_now(number, item) for number, item in enumerate(self.items))
+        arrived = {fill.digest: fill.progress[0] for fill in self._means.blobs.fills}
+        items = tuple(self._seen_now(number, item, arrived) for number, item in enumerate(self.items))
         return summed(replace(self._job, note=self._note()), items), items
 
     async def run(self) -> tuple[Job, Items]:
@@ -102,7 +103,7 @@ class WarmRun:
         await _all(lane() for _ in range(min(self._job.concurrency, len(waiting))))
         await self._find_evicted()
         job, items = self.snapshot()
-        state = "failed" if any(item.state == "failed" for item in items) else "done"
+        state: State = "failed" if any(item.state == "failed" for item in items) else "done"
         return replace(job, state=state, ended=self._means.clock()), items
 
     # One reference.
@@ -203,15 +204,16 @@ class WarmRun:
             try:
                 found = await attempt()
             except OtherSource:
-                pause: float | None = _OTHERS_FILL
+                pause = _OTHERS_FILL
                 reason = "another registry's download of the same blob is waited for"
             except UpstreamFailure as error:
                 failures += 1
                 since = min(since, self._failing.setdefault(registry, clock()))
                 invalid = isinstance(error, UpstreamInvalid)
-                pause = next_try(failures, error.retry_after, clock() - since, invalid)
-                if pause is None:
+                again = next_try(failures, error.retry_after, clock() - since, invalid)
+                if again is None:
                     raise
+                pause = again
                 reason = f"{_told(error)}; it is tried again in {max(1, round(pause))} s"
             else:
                 self._failing.pop(registry, None)
@@ -238,9 +240,9 @@ class WarmRun:
     def _fail(self, number: int, error: str) -> None:
         self._set(number, state="failed", error=error, note=None)
 
-    def _seen_now(self, number: int, item: Item) -> Item:
+    def _seen_now(self, number: int, item: Item, arrived: Mapping[Digest, int]) -> Item:
         """With what is on its way, and what is waited for."""
-        coming = sum(self._means.blobs.arrived(digest) for digest in self._coming.get(number, ()))
+        coming = sum(arrived.get(digest, 0) for digest in self._coming.get(number, ()))
         waits = self._waits.get(number)
         if not coming and not waits:
             return item
@@ -258,7 +260,7 @@ class WarmRun:
         return None
 
     async def _find_evicted(self) -> None:
-        """Others' images came meanwhile: what had to go for them is not in the cache, and that is what was asked for."""
+        """Others' images came meanwhile: what had to go for them is not in the cache, as it was asked to be."""
         gone = dict.fromkeys(self._held)
         try:
             after: str | None = "" if gone else None
