@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import web
@@ -15,58 +14,20 @@ from tests.fakes.acts import Act
 from tests.fakes.clock import LoopClock
 from tests.fakes.content import Image, digest_of, make_image, random_bytes
 from tests.fakes.crash import copy_as_killed
-from tests.fakes.proxy import Proxy, Served, running
+from tests.fakes.proxy import Proxy, running
 from tests.fakes.reader import Reader
 from tests.fakes.registry import FakeRegistry, error
 from tests.fakes.server import Gate
 from tests.scenarios.fills import KIB, MIB, until
+from tests.scenarios.warming import NAME, api, asked, begin, came, ended, job, settled, warm
 
 MakeSettings = Callable[..., Settings]
-NAME = "registry.test/team/app"
 
 
 @pytest.fixture(autouse=True)
 def attentive(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that waits for an upstream sees at once that a test has set the clock forward."""
     monkeypatch.setattr("proxy.cache.warm_run._LOOK", 0.005)
-
-
-async def api(proxy: Served, method: str, path: str, body: object = None) -> tuple[int, Any]:
-    """A request of the admin API."""
-    async with proxy.session.request(method, f"{proxy.admin_url}/api/v1/{path}", json=body) as response:
-        return response.status, await response.json()
-
-
-async def begin(proxy: Served, *references: str, **more: object) -> str:
-    """Ask for a job; gives its id."""
-    status, job = await api(proxy, "POST", "warm", {"references": list(references), **more})
-    assert (status, job["references"]) == (202, list(references)), job
-    return str(job["id"])
-
-
-async def job(proxy: Served, named: str) -> dict[str, Any]:
-    """How it stands."""
-    status, found = await api(proxy, "GET", f"warm/{named}")
-    assert status == 200, found
-    return dict(found)
-
-
-async def ended(proxy: Served, named: str) -> dict[str, Any]:
-    """How it ended."""
-    async with asyncio.timeout(20):
-        while (found := await job(proxy, named))["ended"] is None:
-            await asyncio.sleep(0)
-    return found
-
-
-async def warm(proxy: Served, *references: str, **more: object) -> dict[str, Any]:
-    """A job from its beginning to its end."""
-    return await ended(proxy, await begin(proxy, *references, **more))
-
-
-def asked(registry: FakeRegistry, part: str = "") -> list[tuple[str, str]]:
-    """What reached the registry: methods and what stands behind the last slash, without its first bytes."""
-    return [(seen.method, seen.path.rpartition("/")[2]) for seen in registry.seen if part in seen.path]
 
 
 def push_index(registry: FakeRegistry, tag: str, **platforms: Image) -> str:
@@ -440,20 +401,6 @@ async def test_no_more_blobs_at_a_time_than_asked_for(proxy: Proxy, registry: Fa
     gate.open()
     assert (await ended(proxy, named))["state"] == "done"
     assert registry.record.most_open == 3
-
-
-async def came(proxy: Served) -> float:
-    """How many bytes of bodies have come from upstreams."""
-    return await proxy.metric("pullthrough_upstream_bytes_total")
-
-
-async def settled(proxy: Served) -> float:
-    """The same, once nothing comes for a while."""
-    before = -1.0
-    while (now := await came(proxy)) != before:
-        before = now
-        await asyncio.sleep(0.2)
-    return now
 
 
 async def test_bandwidth(proxy: Proxy, registry: FakeRegistry, timers: LoopClock) -> None:
