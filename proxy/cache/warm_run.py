@@ -45,6 +45,9 @@ _T = TypeVar("_T")
 _LOOK = 0.5
 # Another upstream's fill of the same blob is looked at again after so many seconds.
 _OTHERS_FILL = 2.0
+# Failures that may pass by themselves; what an operator configured does not.
+_PASSES = frozenset({"connect", "timeout", "5xx", "429"})
+_OFFLINE = "stale-offline"
 # Of blobs in the cache that are looked at together.
 _PAGE = 1000
 
@@ -153,7 +156,7 @@ class WarmRun:
 
     async def _manifest(self, ask: Ask, named: TagOrDigest, note: list[str]) -> Content:
         answer = await self._means.manifests.get(ask, named, want_body=True)
-        if answer.verdict.state is CacheState.STALE:
+        if answer.verdict.state is CacheState.STALE and answer.verdict.detail != _OFFLINE:
             # Clients are served it; a job would rather wait for what is there now.
             registry = ask.repository.registry
             raise UpstreamFailure("connect", f"{registry} cannot be asked whether {named} is still the same")
@@ -207,6 +210,8 @@ class WarmRun:
                 pause = _OTHERS_FILL
                 reason = "another registry's download of the same blob is waited for"
             except UpstreamFailure as error:
+                if error.reason not in _PASSES:
+                    raise
                 failures += 1
                 since = min(since, self._failing.setdefault(registry, clock()))
                 invalid = isinstance(error, UpstreamInvalid)
