@@ -110,7 +110,9 @@ class Application:
             house = await self._house()
             handlers = self._handlers = Handlers(house, self._tell, self._refusals)
             assert self._store is not None  # noqa: S101 - opened with the house
-            self._operating = Operating(handlers, self._records, self._store, self._learnt, self._clock)
+            self._operating = Operating(
+                handlers, self._records, self._store, self._learnt, self._clock, self._place is not None
+            )
             self._operating.start(self._stack)
             lag = asyncio.create_task(watch_loop_lag(self._tell), name="loop lag")
             self._stack.push_async_callback(end_task, lag)

@@ -20,7 +20,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal, Proof, proof_counts, proof_kept
 from proxy.policy.freshness import Lifetimes
-from proxy.storage.base import MetadataStore, StorageError
+from proxy.storage.base import MetadataStore, StorageError, User
 
 _log = logging.getLogger("pullthrough.cache")
 
@@ -46,6 +46,11 @@ class Ask:
     def rights(self) -> tuple[Repository, str]:
         """Whose right to what: two asks with the same are given, or refused, the same."""
         return self.repository, self.principal.key
+
+
+def user_of(ask: Ask) -> User:
+    """For whom the store keeps what `ask` wants."""
+    return User(ask.repository.registry, ask.repository.name, ask.cluster)
 
 
 class Records:

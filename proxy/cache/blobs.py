@@ -12,14 +12,15 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
 
-from proxy.cache.ask import Ask, Clock, Records, Rights
+from proxy.cache.ask import Ask, Clock, Records, Rights, user_of
 from proxy.cache.attempts import Attempts, Circuits
 from proxy.cache.blob_origin import BlobOrigin, is_page, ranges_of
+from proxy.cache.bodies import BlobAnswer, Brought, Present
 from proxy.cache.download import Uncacheable
-from proxy.cache.fill import Fill, user_of
+from proxy.cache.fill import Fill
 from proxy.cache.means import LeftBehindWrong, Means, OtherSource
+from proxy.cache.readers import FillReader
 from proxy.cache.records import (
     UNKNOWN_SIZE,
     MemberRecord,
@@ -29,6 +30,7 @@ from proxy.cache.records import (
     proof_key,
     wrong_key,
 )
+from proxy.cache.speed import Speed
 from proxy.oci.digest import Digest
 from proxy.oci.ranges import first_position, starts_past_zero
 from proxy.policy.access import Proof, proof_counts, proof_counts_in_outage
@@ -52,55 +54,6 @@ _LOG_INTERVAL = 60.0
 _TROUBLED = 10.0
 
 _log = logging.getLogger("pullthrough.cache")
-
-
-class BlobSource(Protocol):
-    """A body's bytes, in a file that holds them, or will."""
-
-    @property
-    def size(self) -> int:
-        """The whole blob's size in bytes."""
-        ...
-
-    @property
-    def file(self) -> BinaryIO:
-        """The file, shared with other readers: read at offsets only."""
-        ...
-
-    async def ready(self, position: int, from_start: bool) -> int:
-        """Wait until the byte at `position` may be sent; gives the end of what may be sent from there on.
-
-        `from_start`: the body began at offset 0, so its end is held back until the hash is right. Raises where the
-        bytes never come.
-        """
-        ...
-
-    async def close(self) -> None:
-        """The body is done, or its client left."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class BlobAnswer:
-    """A blob's body for a client; whoever has it closes the source."""
-
-    source: BlobSource
-    verdict: Verdict
-
-
-class _Present:
-    """A finished blob as a source."""
-
-    def __init__(self, stored: StoredBlob) -> None:
-        self.size = stored.size
-        self.file = stored.file
-        self._stored = stored
-
-    async def ready(self, position: int, from_start: bool) -> int:
-        return self.size
-
-    async def close(self) -> None:
-        self._stored.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +115,7 @@ class Blobs:
 
     async def _present(self, ask: Ask, digest: Digest, stored: StoredBlob) -> BlobAnswer:
         try:
-            return BlobAnswer(_Present(stored), await self._ensure_right(ask, digest))
+            return BlobAnswer(Present(stored), await self._ensure_right(ask, digest))
         except BaseException:
             stored.close()
             raise
@@ -203,6 +156,39 @@ class Blobs:
             await self._attempts.failed(ask, digest, error, generation)
             raise
 
+    async def bring(self, ask: Ask, digest: Digest, speed: Speed | None) -> Brought:
+        """Have the blob in the store for `ask`, without reading it, and wait until it is there.
+
+        A fill that begins here keeps to `speed` (None: to none) as long as nobody reads it. Whoever is cancelled ends
+        such a fill if it is nobody else's; what has arrived stays to be gone on with. Raises UpstreamError, or
+        Uncacheable where the blob cannot be kept.
+        """
+        while True:
+            stored = await self._open_stored(ask, digest)
+            if stored is not None:
+                await (await self._present(ask, digest, stored)).source.close()
+                return Brought(stored.size, here=True)
+            self._raise_if_troubled(digest)
+            try:
+                fill, reader, _ = await self._join(ask, digest, 0, speed, reads=False)
+                try:
+                    await self._over(fill)
+                finally:
+                    await reader.close()
+            except asyncio.CancelledError:
+                self._abandon(ask, digest)
+                raise
+            if isinstance(fill.error, UpstreamError) and fill.ask.rights != ask.rights:
+                # Somebody else's failure.
+                continue
+            if fill.error is not None:
+                raise fill.error.with_traceback(None)
+            stored = await self._open_stored(ask, digest)
+            if stored is None:
+                raise Uncacheable(f"{digest} could not be kept")
+            stored.close()
+            return Brought(stored.size, here=False)
+
     async def damaged(self, digest: Digest) -> None:
         """The finished blob could not be read: let it go, so that the next request has it anew."""
         with contextlib.suppress(StorageError):
@@ -224,6 +210,13 @@ class Blobs:
     # Fills.
 
     async def _open_filling(self, ask: Ask, digest: Digest, start: int) -> BlobAnswer:
+        _, reader, verdict = await self._join(ask, digest, start)
+        return BlobAnswer(reader, verdict)
+
+    async def _join(
+        self, ask: Ask, digest: Digest, start: int, speed: Speed | None = None, reads: bool = True
+    ) -> tuple[Fill, FillReader, Verdict]:
+        """A reader of the fill, one that runs or a new one; see `bring` for `speed`."""
         generation = await self._attempts.generation(ask)
         while True:
             fill = self._fills.get(digest)
@@ -232,8 +225,8 @@ class Blobs:
                 raise OtherSource(f"{digest} is on its way from elsewhere")
             if fill is None or own:
                 self._attempts.check(ask, digest, generation)
-                fill = self._start_fill(ask, digest, start, generation)
-            reader = fill.join(ask)
+                fill = self._start_fill(ask, digest, start, generation, speed)
+            reader = fill.join(ask, reads)
             verdict = Verdict(CacheState.MISS if own else CacheState.JOINED, 0.0)
             try:
                 right: Verdict | None = None
@@ -251,9 +244,9 @@ class Blobs:
                 if error is fill.error and isinstance(error, UpstreamError) and fill.ask.rights != ask.rights:
                     continue
                 raise
-            return BlobAnswer(reader, verdict)
+            return fill, reader, verdict
 
-    def _start_fill(self, ask: Ask, digest: Digest, start: int, generation: bytes | None) -> Fill:
+    def _start_fill(self, ask: Ask, digest: Digest, start: int, generation: bytes | None, speed: Speed | None) -> Fill:
         upstream = self._upstreams[ask.repository.registry]
 
         async def granted(asked: Ask, media_type: str, size: int) -> None:
@@ -277,13 +270,27 @@ class Blobs:
 
         means = Means(
             self._store, upstream.slots, upstream.parallel, ranges_of(digest, upstream), granted, refused, failed,
-            self._tell, upstream.source, self._worker or 0, self._worker is not None,
+            self._tell, upstream.source, self._worker or 0, self._worker is not None, speed,
         )  # fmt: skip
         fill = self._fills[digest] = Fill(digest, ask, start, means)
         task = asyncio.get_running_loop().create_task(self._run_fill(fill), name=f"fill {digest}")
         self._tasks[task] = fill
         task.add_done_callback(self._tasks.pop)
         return fill
+
+    async def _over(self, fill: Fill) -> None:
+        if tasks := [task for task, one in self._tasks.items() if one is fill]:
+            await asyncio.wait(tasks)
+
+    def _abandon(self, ask: Ask, digest: Digest) -> None:
+        """End the fill that `ask` began if nobody has it. Its task is awaited by `close`, like all of them."""
+        fill = self._fills.get(digest)
+        if fill is None or fill.ask is not ask or fill.progress[1] or fill.verified:
+            return
+        fill.joinable = False
+        for task, one in self._tasks.items():
+            if one is fill:
+                task.cancel()
 
     async def _run_fill(self, fill: Fill) -> None:
         try:

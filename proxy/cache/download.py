@@ -7,14 +7,17 @@ Invariants:
   progress of any range the download ends after a few tries. Everything that arrived stays.
 - An upstream that ignores ranges is read by one stream from its start; one that refuses several at a time gets fewer.
 - Every range is a task owned by `run`, which has awaited all of them when it returns or raises.
+- A download that keeps to a speed does so as long as nobody reads what it brings: one range at a time, which ends early
+  where another fill waits for its turn.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from proxy.cache.ask import Ask
+from proxy.cache.filling import Filling
 from proxy.cache.plan import FIRST_RANGE, Gain, Next, Pace, Running, next_range
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import content_type_of
@@ -52,37 +55,6 @@ Request = Callable[[Ask, tuple[int, int] | None, str | None], AbstractAsyncConte
 
 class Uncacheable(Exception):
     """This blob cannot go through the cache now (no length, no room, storage trouble): stream it past the cache."""
-
-
-class Filling(Protocol):
-    """Whom a download works for."""
-
-    def lender(self, refused: set[object]) -> Ask | None:
-        """Whoever the upstream has vouched for, or who caused the fill, and whose rights are not among `refused`."""
-        ...
-
-    async def refused(self, ask: Ask, error: UpstreamRefused | UpstreamMissing) -> None:
-        """The upstream does not give the blob to `ask`."""
-        ...
-
-    def waiting(self) -> Iterable[int]:
-        """The positions that readers wait for, who waits longest first."""
-        ...
-
-    async def found(self, ask: Ask, media_type: str, size: int) -> PartialBlob:
-        """The upstream has answered `ask`: the blob is there and has `size` bytes. Gives the file for them."""
-        ...
-
-    def advanced(self, count: int) -> None:
-        """`count` more bytes are in the map."""
-        ...
-
-    def failing(self, ask: Ask | None) -> None:
-        """The download has failed, with the rights of `ask`, and only clears up.
-
-        Whoever came now would share a failure that is not theirs.
-        """
-        ...
 
 
 class _NoRanges(Exception):
@@ -133,6 +105,8 @@ class Download:
         self._rate = 0.0
         self._failures = 0
         self._not_before = 0.0
+        # When what has come is covered, where the fill is held back.
+        self._covered = 0.0
         self._last_error: UpstreamFailure | None = None
         self.look = asyncio.Event()
 
@@ -169,6 +143,10 @@ class Download:
         if left > _LONGEST_PAUSE and self._last_error is not None:
             raise self._last_error
 
+    @property
+    def _is_held(self) -> bool:
+        return self._covered > asyncio.get_running_loop().time() and self._filling.brake.is_on
+
     def _complete(self) -> bool:
         return self._confirmed and self._partial is not None and self._partial.map.gap(0) is None
 
@@ -187,7 +165,7 @@ class Download:
     def _plan(self) -> bool:
         """Start what is to be asked for now; False where it is not the time to ask for anything."""
         loop = asyncio.get_running_loop()
-        if not self._confirmed or self._partial is None or loop.time() < self._not_before:
+        if not self._confirmed or self._partial is None or loop.time() < self._not_before or self._is_held:
             return False
         if not self._ranges:
             if not self._streams and not self._complete():
@@ -205,6 +183,8 @@ class Download:
     def _next(self) -> Next | None:
         assert self._partial is not None  # noqa: S101 - `_plan` has looked
         pace = Pace(self._rate, self._gain.allowed, self._gain.spare)
+        if self._filling.brake.is_on:
+            pace = Pace(self._rate, 1)
         found = next_range(self._partial.map, self._streams, self._filling.waiting(), pace)
         # A further range nobody waits for takes no other fill's turn.
         if found is not None and not found.reader and self._streams and not self._slots.idle:
@@ -355,6 +335,7 @@ class Download:
                 # What was here already is no progress, however often it comes.
                 stream.received += new
                 stream.position = position
+            await self._hold_back(stream, len(piece))
             if position >= stream.stop:
                 return
             if len(piece) < _SMALL and 0.0 < stream.rate < _FAST:
@@ -362,6 +343,20 @@ class Download:
                 await asyncio.sleep(_GATHER)
         if position < stream.stop and not stream.received:
             raise UpstreamFailure("5xx", "the upstream's answer was empty")
+
+    async def _hold_back(self, stream: _Stream, count: int) -> None:
+        """Wait until `count` bytes that have come are covered; end the range where others wait for its turn."""
+        brake = self._filling.brake
+        if not brake.is_on:
+            return
+
+        def is_wanted() -> bool:
+            return stream.span is not None and self._slots.wanted
+
+        self._covered = brake.spend(count)
+        await brake.wait(self._covered, is_wanted)
+        if self._is_held and is_wanted():
+            stream.stop = stream.position
 
     async def _keep(self, position: int, data: memoryview) -> tuple[int, int]:
         """Write what is missing of `data`; gives how much of it is dealt with, and how much of that was new.

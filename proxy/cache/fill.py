@@ -25,11 +25,12 @@ import logging
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from proxy.cache.ask import Ask
+from proxy.cache.ask import Ask, user_of
 from proxy.cache.download import Download, Uncacheable
 from proxy.cache.hashing import hash_front, unless_hashing_fails
 from proxy.cache.means import LeftBehindWrong, Means, OtherSource
 from proxy.cache.readers import FillReader, Readers
+from proxy.cache.speed import Brake
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.storage.base import PartialBlob, StorageError, StoredBlob, User
@@ -76,6 +77,7 @@ class Fill:
         self._start = start
         self._means = means
         self._readers = Readers(self._sendable)
+        self.brake = Brake(means.speed, lambda: self._readers.reading > 0 or any(True for _ in self.waiting()))
         self._confirmed: asyncio.Future[BinaryIO] = asyncio.get_running_loop().create_future()
         self._partial: PartialBlob | None = None
         self._stored: StoredBlob | None = None
@@ -104,13 +106,13 @@ class Fill:
         arrived = self.size if self.over or self._partial is None else self._partial.map.arrived
         return (0 if self.size == 0 else arrived), len(self._readers)
 
-    def join(self, ask: Ask) -> FillReader:
+    def join(self, ask: Ask, reads: bool = True) -> FillReader:
         """A reader with the rights of `ask`, of a fill that is joinable and has the source that `ask` has.
 
-        Whoever joins closes the reader.
+        Whoever joins closes the reader. `reads` False: it only wants the blob to be there.
         """
         reader = FillReader(self)
-        self._readers.add(reader, ask)
+        self._readers.add(reader, ask, reads)
         return reader
 
     def vouched(self, reader: object) -> None:
@@ -341,7 +343,7 @@ class Fill:
         if stored is not None:
             stored.close()
 
-    # What the download asks of it (`download.Filling`).
+    # What the download asks of it (`filling.Filling`).
 
     def lender(self, refused: set[object]) -> Ask | None:
         """See `Filling.lender`: the one that caused the fill, else any reader that the upstream has vouched for.
@@ -393,8 +395,3 @@ class Fill:
     @property
     def _user(self) -> User:
         return user_of(self.ask)
-
-
-def user_of(ask: Ask) -> User:
-    """For whom the store keeps what `ask` wants."""
-    return User(ask.repository.registry, ask.repository.name, ask.cluster)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from proxy.cache.ask import Ask
 from proxy.cache.download import Request, Uncacheable
+from proxy.cache.speed import Speed
 from proxy.storage.base import BlobStore
 from proxy.telemetry.events import Tell
 from proxy.upstream.errors import UpstreamError, UpstreamInvalid, UpstreamMissing, UpstreamRefused
@@ -26,7 +27,8 @@ class Means:
     before anybody who waits is woken.
 
     `source` says where the bytes come from, in SOURCE_BYTES: other fills' bytes are not taken for these before they are
-    hashed. `worker` is this process's number, `shared`: there are others.
+    hashed. `worker` is this process's number, `shared`: there are others. `speed`: what it keeps to while nobody reads
+    it.
     """
 
     store: BlobStore
@@ -40,3 +42,4 @@ class Means:
     source: bytes
     worker: int = 0
     shared: bool = False
+    speed: Speed | None = None

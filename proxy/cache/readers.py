@@ -56,6 +56,8 @@ class Readers:
         self._sendable = sendable
         self._asks: dict[object, Ask] = {}
         self._vouched: dict[object, Ask] = {}
+        # Those who only want the blob to be there.
+        self._idle: set[object] = set()
         self._waits: dict[asyncio.Future[None], tuple[int, bool]] = {}
         self._due: deque[asyncio.Future[None]] = deque()
         self._unwoken = 0
@@ -63,6 +65,11 @@ class Readers:
 
     def __len__(self) -> int:
         return len(self._asks)
+
+    @property
+    def reading(self) -> int:
+        """How many of them want its bytes."""
+        return len(self._asks) - len(self._idle)
 
     @property
     def lenders(self) -> list[Ask]:
@@ -74,9 +81,11 @@ class Readers:
         """Where readers wait, who waits longest first."""
         return [position for position, _ in self._waits.values()]
 
-    def add(self, reader: object, ask: Ask) -> None:
-        """A reader has come."""
+    def add(self, reader: object, ask: Ask, reads: bool = True) -> None:
+        """A reader has come; with `reads` False one that only wants the blob to be there."""
         self._asks[reader] = ask
+        if not reads:
+            self._idle.add(reader)
 
     def vouched(self, reader: object) -> None:
         """The upstream has said that a reader, if it is still here, may have the blob."""
@@ -87,6 +96,7 @@ class Readers:
         """It has left."""
         self._asks.pop(reader, None)
         self._vouched.pop(reader, None)
+        self._idle.discard(reader)
 
     async def wait(self, position: int, from_start: bool) -> None:
         """Wait to be woken for `position`."""
@@ -133,7 +143,7 @@ class Readers:
 
 
 class FillReader:
-    """One body out of a fill; a `blobs.BlobSource` once it is `confirmed`."""
+    """One body out of a fill; a `bodies.BlobSource` once it is `confirmed`."""
 
     file: BinaryIO
 

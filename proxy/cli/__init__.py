@@ -12,6 +12,7 @@ from proxy.cli.refresh import refresh
 from proxy.cli.release import release
 from proxy.cli.serve import serve
 from proxy.cli.tags import tags
+from proxy.cli.warm import warm
 from proxy.cli.worker import worker
 
 
@@ -21,5 +22,5 @@ def main() -> None:
     """A caching pull-through proxy for OCI registries."""
 
 
-for command in (serve, check_config, hosts_toml, tags, refresh, purge, hold, release, pin, worker):
+for command in (serve, check_config, hosts_toml, tags, refresh, purge, hold, release, pin, worker, warm):
     main.add_command(command)

@@ -22,6 +22,7 @@ SAYS_NOTHING = frozenset({"", "application/json", "application/octet-stream", "t
 # At least this must pass (distribution-spec, "Pushing manifests"); nothing larger is taken from an upstream.
 MAX_MANIFEST_SIZE = 4 * 1024 * 1024
 
+_REFERS_TO = "vnd.docker.reference.digest"
 
 # RFC 6838, section 4.2; what is none must never become a Content-Type of ours.
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
@@ -32,12 +33,34 @@ class ManifestInvalid(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Platform:
+    """What an image runs on (image-spec, "Image Index", `platform`), as it was written; empty where nothing was."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+    os_version: str = ""
+
+    def __str__(self) -> str:
+        version = f":{self.os_version}" if self.os_version else ""
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part) + version
+
+
+@dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What a manifest lists: media type, digest (unparsed: another's word) and size in bytes."""
+    """What a manifest lists: media type, digest (unparsed: another's word) and size in bytes.
+
+    `platform`: where an index says one. `refers_to`: the digest of the manifest beside it that an attestation speaks of
+    (BuildKit's annotation `vnd.docker.reference.digest`). `elsewhere`: it has `urls` of its own.
+    """
 
     media_type: str
     digest: str
     size: int
+    is_manifest: bool = False
+    platform: Platform | None = None
+    refers_to: str = ""
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +119,33 @@ def _guess(document: dict[str, Any]) -> str:
 
 def _children(document: dict[str, Any]) -> Iterator[Descriptor]:
     """Descriptors in their order; what is malformed is left out, since nothing is ever believed on their word."""
-    listed = [document.get("config"), *_list(document, "layers"), *_list(document, "manifests")]
-    for entry in listed:
+    # `blobs` is what artifact manifests have, which were a part of image-spec before 1.1.
+    listed = [document.get("config"), *_list(document, "layers"), *_list(document, "blobs")]
+    for entry, is_manifest in [(entry, False) for entry in listed] + [
+        (entry, True) for entry in _list(document, "manifests")
+    ]:
         if not isinstance(entry, dict):
             continue
         digest, size = entry.get("digest"), entry.get("size")
         if isinstance(digest, str) and isinstance(size, int):
-            yield Descriptor(str(entry.get("mediaType", "")), digest, size)
+            annotations = entry.get("annotations")
+            refers_to = annotations.get(_REFERS_TO) if isinstance(annotations, dict) else None
+            yield Descriptor(
+                str(entry.get("mediaType", "")),
+                digest,
+                size,
+                is_manifest,
+                _platform(entry.get("platform")),
+                refers_to if isinstance(refers_to, str) else "",
+                bool(entry.get("urls")),
+            )
+
+
+def _platform(value: Any) -> Platform | None:
+    if not isinstance(value, dict):
+        return None
+    words = (value.get(key) for key in ("os", "architecture", "variant", "os.version"))
+    return Platform(*(word if isinstance(word, str) else "" for word in words))
 
 
 def _list(document: dict[str, Any], key: str) -> list[Any]:

@@ -5,7 +5,7 @@ Every change leaves an audit line: what, which, by whom.
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -66,18 +66,25 @@ class Api:
         clusters: Callable[[], Iterable[str]],
         stats: Callable[[], Any],
         clock: Callable[[], float],
+        warm: Callable[[ApiRequest], Awaitable[ApiResponse]],
     ) -> None:
-        """`registries` and `clusters` as they are configured at present; `stats`: what this process knows of itself."""
+        """`registries` and `clusters` as they are configured at present; `stats`: what this process knows of itself.
+
+        `warm` answers what begins with that.
+        """
         self._control = control
         self._blobs = blobs
         self._registries = registries
         self._clusters = clusters
         self._stats = stats
         self._clock = clock
+        self._warm = warm
 
     async def answer(self, request: ApiRequest) -> ApiResponse:
         """Answer one request; every error is an answer too."""
         try:
+            if request.path.split("/")[0] == "warm":
+                return await self._warm(request)
             return ApiResponse(200, await self._answer(request))
         except ApiError as error:
             return failed(error.status, str(error))

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from aiohttp import web
 
-from proxy.cache.blobs import BlobSource
+from proxy.cache.bodies import BlobSource
 from proxy.cache.download import Uncacheable
 from proxy.server.exchange import Exchange
 from proxy.upstream.client import Reply

@@ -24,6 +24,11 @@ class Slots:
         """Is there a slot that nobody waits for?"""
         return self._free > 0
 
+    @property
+    def wanted(self) -> bool:
+        """Does anybody wait for one?"""
+        return bool(self._queue)
+
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
         """Hold a slot, after all who asked for one before."""
