@@ -34,7 +34,7 @@ HEADERS = {
 }
 STATIC = {"status.css": "text/css", "status.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
-_A_PAGE = 50
+_A_PAGE = "50"
 _FORM = "application/x-www-form-urlencoded"
 _LARGEST_FORM = 16 * 1024
 # Seconds.
@@ -84,15 +84,14 @@ class StatusPage:
         shown = _shown(query)
         notice = self._notices.pop(query.get("notice", ""), None) if request.method == "GET" else None
         stats, tags = await asyncio.gather(
-            self._backend(ApiRequest("GET", "stats", {}, None, actor)),
-            self._backend(ApiRequest("GET", "tags", _tags_query(shown), None, actor)),
+            self._backend(ApiRequest("GET", "stats", actor=actor)),
+            self._backend(ApiRequest("GET", "tags", _tags_query(shown), actor=actor)),
         )
         trouble = next((_said(answer) for answer in (stats, tags) if answer.status != 200), None)
-        rows = tags.body["tags"] if tags.status == 200 else None
+        found = tags.body if tags.status == 200 else None
         view = View(
-            now=self._clock(), shown=shown, stats=stats.body if stats.status == 200 else None,
-            tags=rows[:_A_PAGE] if rows is not None else None, more=rows is not None and len(rows) > _A_PAGE,
-            notice=notice, trouble=trouble,
+            self._clock(), shown, stats.body if stats.status == 200 else None,
+            found["tags"] if found is not None else None, found is not None and "last" in found, notice, trouble,
         )  # fmt: skip
         return _html(render(view), 200 if trouble is None else 503)
 
@@ -126,10 +125,11 @@ def _shown(query: Mapping[str, str]) -> Shown:
     return Shown(query.get("q", "").strip(), query.get("drifted", "") not in {"", "0"}, query.get("last", ""))
 
 
-def _tags_query(shown: Shown) -> dict[str, str]:
-    # One more than is shown tells whether there is a next page.
-    chosen = {"n": str(_A_PAGE + 1), "q": shown.q, "drifted": "true" if shown.drifted else "", "last": shown.last}
-    return {key: value for key, value in chosen.items() if value}
+def _tags_query(shown: Shown) -> tuple[tuple[str, str], ...]:
+    # A word without wildcards is looked for anywhere: people type `nginx`, not `*nginx*`.
+    pattern = shown.q if not shown.q or set(shown.q) & set("*?[") else f"*{shown.q}*"
+    chosen = {"n": _A_PAGE, "reference": pattern, "drifted": "true" if shown.drifted else "", "last": shown.last}
+    return tuple((key, value) for key, value in chosen.items() if value)
 
 
 async def _reference(request: web.BaseRequest) -> str:
@@ -149,14 +149,14 @@ async def _reference(request: web.BaseRequest) -> str:
 
 
 def _post(path: str) -> Callable[[str, str], ApiRequest]:
-    return lambda reference, actor: ApiRequest("POST", path, {}, {"reference": reference}, actor)
+    return lambda reference, actor: ApiRequest("POST", path, (), {"reference": reference}, actor)
 
 
 _ACTIONS: Mapping[str, Callable[[str, str], ApiRequest]] = {
     "refresh": _post("tags/refresh"),
     "hold": _post("tags/hold"),
     "release": _post("tags/release"),
-    "purge": lambda reference, actor: ApiRequest("DELETE", "tags", {"reference": reference}, None, actor),
+    "purge": lambda reference, actor: ApiRequest("DELETE", "tags", (("reference", reference),), None, actor),
 }
 
 
@@ -193,7 +193,7 @@ def _refreshed_line(tag: Mapping[str, Any]) -> str:
 def _said(answer: ApiResponse) -> str:
     """An error's own words."""
     match answer.body:
-        case {"errors": [{"message": str(message)}, *_]}:
+        case {"error": str(message)}:
             return message
         case _:
             return f"the proxy answered {answer.status}"

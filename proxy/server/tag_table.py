@@ -64,7 +64,7 @@ def _views(shown: Shown, totals: Mapping[str, int]) -> Markup:
 def _search(shown: Shown) -> Markup:
     return element(
         "form",
-        element("label", "Reference or pattern", for_="q"),
+        element("label", "Name or pattern", for_="q"),
         element("input", type="search", id="q", name="q", value=shown.q, placeholder="docker.io/library/*:latest"),
         element("input", type="hidden", name="drifted", value="1") if shown.drifted else None,
         element("button", "Search", type="submit"),
@@ -87,7 +87,7 @@ def _row(tag: Tag, shown: Shown, now: float) -> list[Cell]:
         Cell((f"{tag['registry']}/{tag['repository']}", element("wbr"), f":{tag['tag']}"), head=True),
         Cell(_state(tag)),
         Cell(_digests(tag)),
-        Cell((moment(tag["checked"], now), element("small", _until(tag, now)))),
+        Cell(_checked(tag, now)),
         Cell((figures.count(tag["pulls"]), element("small", _clusters(tag["clusters"]))), number=True),
         Cell(_actions(tag, shown, now)),
     ]
@@ -106,17 +106,19 @@ def _state(tag: Tag) -> Content:
 def _digests(tag: Tag) -> Content:
     upstream = tag["upstream_digest"]
     moved = element("small", "upstream: ", _digest(upstream)) if upstream else None
-    return _digest(tag["digest"]), moved
+    return _digest(tag["digest"]) if tag["digest"] else figures.NOTHING, moved
 
 
 def _digest(digest: str) -> Markup:
     return element("code", figures.short(digest), title=digest)
 
 
-def _until(tag: Tag, now: float) -> Content:
-    if tag["state"] == "held":
-        return "until it is released"
-    return ("next check due " if tag["state"] == "fresh" else "was due "), moment(tag["expires"], now)
+def _checked(tag: Tag, now: float) -> Content:
+    if tag["checked"] is None:
+        return figures.NOTHING
+    due = "next check due " if tag["state"] == "fresh" else "was due "
+    until: Content = "until it is released" if tag["state"] == "held" else (due, moment(tag["expires"], now))
+    return moment(tag["checked"], now), element("small", until)
 
 
 def _clusters(clusters: Mapping[str, int]) -> str:
@@ -126,11 +128,11 @@ def _clusters(clusters: Mapping[str, int]) -> str:
 def _actions(tag: Tag, shown: Shown, now: float) -> Content:
     reference = tag["reference"]
     refresh = _button("refresh", "Refresh", reference, shown, about=reference)
+    held = hold = None
     if tag["held"] is not None:
         held = _held(tag["held"], now)
         hold = _button("release", "Release", reference, shown, about=reference)
-    else:
-        held = None
+    elif tag["digest"] is not None:
         hold = _button("hold", "Hold", f"{reference}@{tag['digest']}", shown, about=reference)
     purge = _button("purge", "Purge", reference, shown, about=reference)
     more = element(

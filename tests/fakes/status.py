@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from typing import Any
 
 from proxy.server.api import ApiRequest, ApiResponse
@@ -78,10 +79,18 @@ class FakeBackend:
             case "GET", "stats":
                 return ApiResponse(200, self.stats)
             case "GET", "tags":
-                return ApiResponse(200, {"tags": self._page(request)})
+                return ApiResponse(200, self._page(dict(request.query)))
             case _:
                 return ApiResponse(200, {"tags": []})
 
-    def _page(self, request: ApiRequest) -> list[dict[str, Any]]:
-        after = [tag for tag in self.tags if tag["reference"] > request.query.get("last", "")]
-        return after[: int(request.query["n"])]
+    def _page(self, query: dict[str, str]) -> dict[str, Any]:
+        pattern = query.get("reference", "*")
+        found = [
+            tag
+            for tag in self.tags
+            if tag["reference"] > query.get("last", "")
+            and fnmatchcase(tag["reference"], pattern)
+            and (tag["drifted"] or "drifted" not in query)
+        ]
+        page = found[: int(query["n"])]
+        return {"tags": page} | ({"last": page[-1]["reference"]} if len(found) > len(page) else {})

@@ -176,6 +176,15 @@ def test_a_held_tag() -> None:
     assert posts == ["/tags/refresh", "/tags/release", "/tags/purge"]
 
 
+def test_a_tag_that_is_only_held() -> None:
+    """Nothing is cached for it: no times, no digest to hold."""
+    nothing: dict[str, Any] = dict.fromkeys(("digest", "fetched", "checked", "expires", "age"))
+    shown = page([make_tag(state="absent", **nothing)])
+    assert "absent––" in shown.text["tags"]
+    posts = [form["action"] for form in shown.all("form") if form["method"] == "post"]
+    assert posts == ["/tags/refresh", "/tags/purge"]
+
+
 def test_history() -> None:
     """Every digest that a tag had, each with a button that rolls back to it."""
     old = {"digest": "sha256:" + "d" * 64, "first_seen": at(-86400), "last_seen": at(-3600), "pulls": 7, "clusters": {}}
