@@ -127,25 +127,27 @@ def _sections(view: View) -> list[Markup]:
         parts = [_summary(stats), _clusters(stats["clusters"]), _upstreams(stats["upstreams"], view.now)]
         parts += [_fills(stats["fills"], view.now)]
     if view.tags is not None:
-        totals = stats["tags"] if stats is not None else {}
-        parts.append(tag_section(view.tags, view.shown, view.more, totals, view.now))
+        totals = stats["tags"] if stats is not None else None
+        parts.append(tag_section(view.tags, view.shown, view.more, totals or {}, view.now))
     if stats is not None:
         parts.append(_warm(stats["warm"], view.now))
     return parts
 
 
 def _summary(stats: Stats) -> Markup:
-    cache, moved = stats["cache"], stats["bytes"]
+    cache, moved, tags = stats["cache"], stats["bytes"], stats["tags"]
     requests = sum(cluster["requests"] for cluster in stats["clusters"])
+    blobs = figures.NOTHING if cache["blobs"] is None else figures.several(cache["blobs"], "blob")
     tiles = [
         ("saved", "Saved upstream", figures.size(moved["saved"]),
          f"{figures.size(moved['client'])} sent, {figures.size(moved['upstream'])} fetched"),
         ("cached", "In the cache", figures.size(cache["bytes"]),
-         f"{figures.several(cache['blobs'], 'blob')}, {figures.size(cache['max_size'])} at most"),
+         f"{blobs}, {figures.size(cache['max_size'])} at most"),
         ("requests", "Requests", figures.count(requests), f"in {figures.several(len(stats['clusters']), 'cluster')}"),
-        ("drifted", "Tags that moved upstream", figures.count(stats["tags"]["drifted"]),
-         f"of {figures.several(stats['tags']['known'], 'tag')}, {figures.count(stats['tags']['held'])} held"),
     ]  # fmt: skip
+    if tags is not None:
+        known = f"of {figures.several(tags['known'], 'tag')}, {figures.count(tags['held'])} held"
+        tiles.append(("drifted", "Tags that moved upstream", figures.count(tags["drifted"]), known))
     shown = [
         element("div", element("dt", name), element("dd", value, element("small", more)), id=f"tile-{id_}")
         for id_, name, value, more in tiles

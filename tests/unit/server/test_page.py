@@ -253,6 +253,17 @@ def test_what_cannot_be_had_is_said() -> None:
     assert "summary" not in Page(render(View(NOW, Shown(), None, [make_tag()], trouble="x"))).text
 
 
+def test_what_is_not_known_yet() -> None:
+    """Before a worker serves there are no tags to count, and a disk that cannot be asked has no figures."""
+    text = page(tags=[], cache={"bytes": None, "blobs": None, "max_size": 1 << 30}).text
+    assert text["tile-cached"] == "In the cache––, 1.0 GiB at most"
+    stats = make_stats(tags=None, workers={"configured": 2, "serving": 0})
+    found = Page(render(View(NOW, Shown(), stats, [])))
+    assert "tile-drifted" not in found.text
+    assert found.text["facts"] == "1.2.3, 0 of 2 workers serving"
+    assert "AllMoved upstream" in found.text["tags"]
+
+
 def test_a_notice() -> None:
     """What came of a button stands in a region that is there before, so that it is read out."""
     found = Page(render(View(NOW, Shown(), make_stats(), [], notice=Notice("bad", ("one", "two")))))
