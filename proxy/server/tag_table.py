@@ -84,13 +84,19 @@ def _pages(tags: Sequence[Tag], shown: Shown, more: bool) -> Markup | None:
 
 def _row(tag: Tag, shown: Shown, now: float) -> list[Cell]:
     return [
-        Cell((f"{tag['registry']}/{tag['repository']}", element("wbr"), f":{tag['tag']}"), head=True),
+        Cell(_name(tag), head=True),
         Cell(_state(tag)),
         Cell(_digests(tag)),
         Cell(_checked(tag, now)),
         Cell((figures.count(tag["pulls"]), element("small", _clusters(tag["clusters"]))), number=True),
         Cell(_actions(tag, shown, now)),
     ]
+
+
+def _name(tag: Tag) -> Content:
+    """The reference, to be broken where people would."""
+    first, *rest = f"{tag['registry']}/{tag['repository']}".split("/")
+    return first, [("/", element("wbr"), part) for part in rest], element("wbr"), f":{tag['tag']}"
 
 
 def _state(tag: Tag) -> Content:

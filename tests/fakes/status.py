@@ -65,7 +65,7 @@ def make_stats(**more: Any) -> dict[str, Any]:
 class FakeBackend:
     """Answers as the API does, from `tags` and `stats`; `asked` is what it was asked, `answers` goes before."""
 
-    def __init__(self, tags: Sequence[dict[str, Any]] = (), **stats: Any) -> None:
+    def __init__(self, tags: Sequence[dict[str, Any]] = (), /, **stats: Any) -> None:
         self.tags = list(tags)
         self.stats = make_stats(**stats)
         self.asked: list[ApiRequest] = []
