@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from proxy.server import figures
-from proxy.server.markup import Content, Markup, element, escaped
+from proxy.server.markup import Content, Markup, element
 from proxy.server.tables import Cell, badge, empty, moment, section, table
 from proxy.server.tag_table import Shown, tag_section
 
@@ -33,7 +33,8 @@ class Notice:
 class View:
     """What the page shows. `now` in Unix seconds; `stats` and `tags` are None where they cannot be had.
 
-    `more`: tags follow those on this page. `trouble` says in one line why something is missing.
+    `more`: tags follow those on this page. `trouble` says in one line why something is missing. `session`: whoever
+    looks has logged in, and can log out.
     """
 
     now: float
@@ -43,6 +44,7 @@ class View:
     more: bool = False
     notice: Notice | None = None
     trouble: str | None = None
+    session: bool = False
 
 
 def render(view: View) -> str:
@@ -107,7 +109,8 @@ def _header(view: View) -> Markup:
         )
     # The script says here whether the page is live.
     live = element("p", id="live", role="status", data_keep=True)
-    return element("header", _name(), element("p", facts, id="facts"), live)
+    leave = element("form", element("button", "Log out", type="submit"), method="post", action="/logout", id="leave")
+    return element("header", _name(), element("p", facts, id="facts"), live, leave if view.session else None)
 
 
 def _footer(view: View) -> Markup:
@@ -244,14 +247,30 @@ def _warm(jobs: Sequence[Stats], now: float) -> Markup:
         return section("warm", "Warm jobs", empty("No images are being warmed."))
     rows = [
         [
-            Cell((escaped(", ".join(job["references"][:3])),
-                  element("small", f"and {len(job['references']) - 3} more") if len(job["references"]) > 3 else None,
-                  element("small", element("code", job["id"]))), head=True),
-            Cell(badge(_JOB_STATES.get(job["state"], "plain"), job["state"])),
-            Cell(_progress(job["bytes"]["done"], job["bytes"]["total"], f"Warm job {job['id']}")),
-            Cell(moment(job["created"], now)),
+            Cell(
+                (figures.several(job["references"], "image"), element("small", element("code", job["id"]))), head=True
+            ),
+            Cell((badge(_JOB_STATES.get(job["state"], "plain"), job["state"]), element("small", _images(job)))),
+            Cell(_job_progress(job)),
+            Cell((moment(job["created"], now), element("small", "by ", job["by"]) if job["by"] else None)),
         ]
         for job in jobs
-    ]  # fmt: skip
+    ]
     ids = [f"job-{job['id']}" for job in jobs]
-    return section("warm", "Warm jobs", table("warm", ("Images", "State", "Progress", "Asked for"), rows, ids))
+    return section("warm", "Warm jobs", table("warm", ("Job", "State", "Progress", "Asked for"), rows, ids))
+
+
+def _images(job: Stats) -> str:
+    failed = f", {figures.count(job['failed'])} failed" if job["failed"] else ""
+    note = f"; {job['note']}" if job["note"] else ""
+    return f"{figures.count(job['done'])} done{failed}{note}"
+
+
+def _job_progress(job: Stats) -> Content:
+    done, known = job["bytes"], job["bytes_total"]
+    if job["state"] == "done":
+        return _progress(known, known, f"Warm job {job['id']}")
+    if job["state"] in {"failed", "stopped"}:
+        return figures.size(done)
+    # Images whose manifests have not come yet are not in what is known.
+    return _progress(done, known if done < known else None, f"Warm job {job['id']}")

@@ -1,12 +1,12 @@
-"""The status page over HTTP: `/`, its buttons (`POST /tags/…`) and its files (`/static/…`).
+"""The status page over HTTP: `/`, its buttons (`POST /tags/…`), its log-in (`/login`) and its files (`/static/…`).
 
-Whoever calls has seen to the token and, for POST, to the Origin. A button's outcome is kept here under a random key
-until the page that the browser is sent to has shown it: nothing of a request comes back in an address or a cookie.
+Nothing but the files and the log-in is answered before `AdminAccess` has seen to the token and to the Origin. A
+button's outcome is kept here under a random key until the page that the browser is sent to has shown it: nothing of
+a request comes back in an address or a cookie.
 """
 
 import asyncio
 import secrets
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
@@ -17,7 +17,8 @@ from urllib.parse import parse_qs
 from aiohttp import web
 
 from proxy.server import figures
-from proxy.server.api import ApiRequest, ApiResponse
+from proxy.server.admin_access import COOKIE, AdminAccess
+from proxy.server.api import ApiError, ApiRequest, ApiResponse
 from proxy.server.page import Notice, View, render, render_login
 from proxy.server.tag_table import Shown
 
@@ -32,6 +33,7 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+CHALLENGE = 'Bearer realm="pullthrough admin"'
 STATIC = {"status.css": "text/css", "status.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 _A_PAGE = "50"
@@ -43,15 +45,15 @@ _MOST_NOTICES = 100
 _MOST_LINES = 10
 
 
-def login_page(message: str | None = None) -> web.Response:
-    """Where a token is asked for; `message` says what was wrong with the last one."""
-    return _html(render_login(message), 401)
+def _login_page(message: str | None = None) -> web.Response:
+    response = _html(render_login(message), 401)
+    response.headers["WWW-Authenticate"] = CHALLENGE
+    return response
 
 
-async def static_file(name: str) -> web.Response:
-    """One of `STATIC`; they say nothing about anything, so they need no token."""
+async def _static_file(name: str) -> web.Response:
     if name not in STATIC:
-        return plain(404, "not found")
+        return _plain(404, "not found")
     body = await asyncio.to_thread(_read, name)
     return web.Response(body=body, content_type=STATIC[name], charset="utf-8", headers=HEADERS)
 
@@ -61,9 +63,9 @@ def _read(name: str) -> bytes:
     return resources.files("proxy.server").joinpath("static", name).read_bytes()
 
 
-def plain(status: int, words: str, **headers: str) -> web.Response:
-    """A line of text."""
-    return web.Response(status=status, text=f"{words}\n", headers=HEADERS | headers)
+def _plain(status: int, words: str, **headers: str) -> web.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return web.Response(status=status, text=f"{words}\n", headers=HEADERS | named)
 
 
 def _html(page: str, status: int = 200) -> web.Response:
@@ -71,18 +73,50 @@ def _html(page: str, status: int = 200) -> web.Response:
 
 
 class StatusPage:
-    """Answers what the page asks for with what `backend` says. `clock` gives Unix seconds."""
+    """Answers what browsers ask for with what `backend` says. `clock` gives Unix seconds."""
 
-    def __init__(self, backend: Backend, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, backend: Backend, access: AdminAccess, clock: Callable[[], float]) -> None:
         self._backend = backend
+        self._access = access
         self._clock = clock
         self._notices: OrderedDict[str, Notice] = OrderedDict()
 
-    async def show(self, request: web.BaseRequest, actor: str) -> web.Response:
-        """`GET /`. A notice is shown once; HEAD does not use it up."""
+    async def answer(self, request: web.BaseRequest) -> web.Response | None:
+        """Answer one request; None where it is none of the page's."""
+        method = "GET" if request.method == "HEAD" else request.method
+        try:
+            match method, request.rel_url.raw_path.split("/")[1:]:
+                case "GET", ["static", name]:
+                    return await _static_file(name)
+                case "GET", [""]:
+                    await self._access.check(request)
+                    return await self._show(request)
+                case "GET", ["login"]:
+                    return _plain(303, "see the page", Location="/")
+                case "POST", ["login"]:
+                    return await self._log_in(request)
+                case "POST", ["logout"]:
+                    await self._access.check(request)
+                    return _plain(303, "see the page", Location="/", Set_Cookie=self._access.log_out(request))
+                case "POST", ["tags", action] if action in _ACTIONS:
+                    await self._access.check(request)
+                    return await self._act(request, action)
+        except ApiError as error:
+            return _login_page() if error.status == 401 else _plain(error.status, str(error), Connection="close")
+        return None
+
+    async def _log_in(self, request: web.BaseRequest) -> web.Response:
+        cookie = await self._access.log_in(request, await _field(request, "token"))
+        if cookie is None:
+            return _login_page("That is not the token.")
+        return _plain(303, "see the page", Location="/", Set_Cookie=cookie)
+
+    async def _show(self, request: web.BaseRequest) -> web.Response:
+        # A notice is shown once; HEAD does not use it up.
         query = request.rel_url.query
         shown = _shown(query)
         notice = self._notices.pop(query.get("notice", ""), None) if request.method == "GET" else None
+        actor = _actor(request)
         stats, tags = await asyncio.gather(
             self._backend(ApiRequest("GET", "stats", actor=actor)),
             self._backend(ApiRequest("GET", "tags", _tags_query(shown), actor=actor)),
@@ -92,26 +126,15 @@ class StatusPage:
         view = View(
             self._clock(), shown, stats.body if stats.status == 200 else None,
             found["tags"] if found is not None else None, found is not None and "last" in found, notice, trouble,
+            session=COOKIE in request.cookies,
         )  # fmt: skip
         return _html(render(view), 200 if trouble is None else 503)
 
-    async def act(self, request: web.BaseRequest, actor: str) -> web.Response:
-        """`POST /tags/ACTION`, a button: 303 to the page, which shows the outcome."""
-        action = request.rel_url.raw_path.removeprefix("/tags/")
-        if action not in _ACTIONS:
-            return plain(404, "not found")
-        if request.content_type != _FORM:
-            return plain(415, "not a form")
-        try:
-            async with asyncio.timeout(_FORM_WITHIN):
-                reference = await _reference(request)
-        except TimeoutError:
-            return plain(408, "the form did not come in time", Connection="close")
-        except ValueError as error:
-            return plain(400, str(error), Connection="close")
-        answer = await self._backend(_ACTIONS[action](reference, actor))
+    async def _act(self, request: web.BaseRequest, action: str) -> web.Response:
+        reference = await _field(request, "reference")
+        answer = await self._backend(_ACTIONS[action](reference, _actor(request)))
         key = self._keep(outcome(action, reference, answer))
-        return plain(303, "see the page", Location=f"/{_shown(request.rel_url.query).query(notice=key)}")
+        return _plain(303, "see the page", Location=f"/{_shown(request.rel_url.query).query(notice=key)}")
 
     def _keep(self, notice: Notice) -> str:
         key = secrets.token_urlsafe(16)
@@ -132,20 +155,33 @@ def _tags_query(shown: Shown) -> tuple[tuple[str, str], ...]:
     return tuple((key, value) for key, value in chosen.items() if value)
 
 
-async def _reference(request: web.BaseRequest) -> str:
-    """What the form names. Raises ValueError."""
+def _actor(request: web.BaseRequest) -> str:
+    return request.remote or ""
+
+
+async def _field(request: web.BaseRequest, name: str) -> str:
+    """What the form says for `name`. Raises ApiError."""
+    if request.content_type != _FORM:
+        raise ApiError(415, "not a form")
+    try:
+        async with asyncio.timeout(_FORM_WITHIN):
+            fields = parse_qs(await _form(request), max_num_fields=10)
+    except TimeoutError:
+        raise ApiError(408, "the form did not come in time") from None
+    except ValueError:
+        raise ApiError(400, "not a form") from None
+    if len(fields.get(name, ())) != 1:
+        raise ApiError(400, f"the form is to say one {name}")
+    return fields[name][0]
+
+
+async def _form(request: web.BaseRequest) -> str:
     form = bytearray()
     async for piece in request.content.iter_any():
         form += piece
         if len(form) > _LARGEST_FORM:
-            raise ValueError("the form is too large")
-    try:
-        fields = parse_qs(form.decode(), max_num_fields=10)
-    except ValueError:
-        raise ValueError("not a form") from None
-    if len(fields.get("reference", ())) != 1:
-        raise ValueError("the form names no reference")
-    return fields["reference"][0]
+            raise ApiError(413, "the form is too large")
+    return form.decode()
 
 
 def _post(path: str) -> Callable[[str, str], ApiRequest]:

@@ -47,6 +47,15 @@ def make_fill(digest: str = "", **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
+def make_job(**more: Any) -> dict[str, Any]:
+    """A warm job of three images, one of them done."""
+    return {
+        "id": "k3q7", "cluster": "default", "platforms": ["linux/amd64"], "bandwidth": None, "concurrency": 4,
+        "by": "127.0.0.1", "created": at(-30), "references": 3, "state": "running", "started": at(-29), "ended": None,
+        "done": 1, "failed": 0, "bytes": 1 << 20, "bytes_total": 4 << 20, "note": None,
+    } | more  # fmt: skip
+
+
 def make_stats(**more: Any) -> dict[str, Any]:
     """One worker, one cluster, one upstream, nothing under way."""
     cluster = {

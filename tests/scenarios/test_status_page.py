@@ -4,40 +4,41 @@ import asyncio
 import html
 import re
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlencode
 
 import aiohttp
 import pytest
 from aiohttp import web
 
+from proxy.server.admin_access import AdminAccess
 from proxy.server.api import ApiResponse
-from proxy.server.status import HEADERS, STATIC, StatusPage, login_page, static_file
+from proxy.server.status import HEADERS, STATIC, StatusPage
+from proxy.settings import Address, AdminSettings
 from tests.fakes.server import FakeServer
 from tests.fakes.status import NOW, FakeBackend, digest_named, make_tag
 
-ACTOR = "the test"
+ACTOR = "127.0.0.1"
+FORM = "application/x-www-form-urlencoded"
+TOKEN = "correct horse"
 NGINX = "docker.io/library/nginx:latest"
 
 
 @dataclass
 class Pages(FakeServer):
-    """The admin listener's part that the page is, without its token."""
+    """The admin listener's part that the page is; `address` and `admin` are what its access goes by."""
 
     backend: FakeBackend = field(default_factory=FakeBackend)
+    address: Address = field(default_factory=lambda: Address("127.0.0.1", 5001))
+    admin: AdminSettings = field(default_factory=AdminSettings)
 
     def __post_init__(self) -> None:
-        self.page = StatusPage(self.backend, lambda: NOW)
+        self.page = StatusPage(self.backend, AdminAccess(self.address, lambda: self.admin, lambda: NOW), lambda: NOW)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        path = request.rel_url.raw_path
-        if path.startswith("/static/"):
-            return await static_file(path.removeprefix("/static/"))
-        if path == "/login":
-            return login_page("that is not the token")
-        if request.method == "POST":
-            return await self.page.act(request, ACTOR)
-        return await self.page.show(request, ACTOR)
+        return await self.page.answer(request) or web.Response(status=404, text="none of the page's")
 
 
 @dataclass
@@ -58,20 +59,35 @@ class Browser:
             assert response.status == 303, await response.text()
             return response.headers["Location"]
 
-    async def raw(self, path: str, body: bytes, kind: str = "application/x-www-form-urlencoded") -> tuple[int, str]:
-        async with self.session.post(
-            self.pages.url + path, data=body, headers={"Content-Type": kind}, allow_redirects=False
-        ) as response:
+    async def raw(self, path: str, body: bytes, kind: str = FORM, **headers: str) -> tuple[int, str]:
+        named = {"Content-Type": kind} | {name.replace("_", "-"): value for name, value in headers.items()}
+        address = self.pages.url + path
+        async with self.session.post(address, data=body, headers=named, allow_redirects=False) as response:
             return response.status, await response.text()
+
+
+@asynccontextmanager
+async def browsing(pages: Pages) -> AsyncIterator[Browser]:
+    await pages.start()
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+        yield Browser(pages, session)
+    await pages.stop()
 
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
-    pages = Pages()
-    await pages.start()
-    async with aiohttp.ClientSession() as session:
-        yield Browser(pages, session)
-    await pages.stop()
+    """On loopback, without a token."""
+    async with browsing(Pages()) as started:
+        yield started
+
+
+@pytest.fixture
+async def remote(tmp_path: Path) -> AsyncIterator[Browser]:
+    """Off loopback, with a token."""
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n")
+    async with browsing(Pages(address=Address("192.0.2.1", 5001), admin=AdminSettings(token_file=file))) as started:
+        yield started
 
 
 async def test_the_page_shows_what_the_api_says(browser: Browser) -> None:
@@ -188,12 +204,12 @@ async def test_nothing_of_a_request_comes_back_as_markup(browser: Browser) -> No
     [
         (b"{}", "application/json", 415),
         (b"reference=x", "multipart/form-data; boundary=x", 415),
-        (b"", "application/x-www-form-urlencoded", 400),
-        (b"reference=", "application/x-www-form-urlencoded", 400),
-        (b"reference=a&reference=b", "application/x-www-form-urlencoded", 400),
-        (b"a=1&" * 20 + b"reference=x", "application/x-www-form-urlencoded", 400),
-        (b"reference=%ff\xff", "application/x-www-form-urlencoded", 400),
-        (b"reference=" + b"x" * 20_000, "application/x-www-form-urlencoded", 400),
+        (b"", FORM, 400),
+        (b"reference=", FORM, 400),
+        (b"reference=a&reference=b", FORM, 400),
+        (b"a=1&" * 20 + b"reference=x", FORM, 400),
+        (b"reference=%ff\xff", FORM, 400),
+        (b"reference=" + b"x" * 20_000, FORM, 413),
     ],
 )
 async def test_forms_that_are_none(browser: Browser, body: bytes, kind: str, status: int) -> None:
@@ -212,7 +228,7 @@ async def test_a_form_that_does_not_come(browser: Browser, monkeypatch: pytest.M
         yield b"reference="
         await never.wait()
 
-    kind, address = {"Content-Type": "application/x-www-form-urlencoded"}, browser.pages.url + "/tags/refresh"
+    kind, address = {"Content-Type": FORM}, browser.pages.url + "/tags/refresh"
     async with browser.session.post(address, data=slowly(), headers=kind) as response:
         assert response.status == 408
 
@@ -240,7 +256,7 @@ async def test_what_browsers_are_told(browser: Browser) -> None:
 
     The referrer stays within the origin; without any, forms would be sent with `Origin: null`.
     """
-    for path in ("/", "/login", "/static/status.js", "/static/nothing"):
+    for path in ("/", "/static/status.js", "/static/nothing"):
         async with browser.session.get(browser.pages.url + path) as response:
             assert {name: response.headers[name] for name in HEADERS} == HEADERS
     policy = dict(part.strip().split(" ", 1) for part in HEADERS["Content-Security-Policy"].split(";"))
@@ -264,9 +280,59 @@ async def test_static_files(browser: Browser) -> None:
         assert (await browser.get(f"/static/{name}"))[0] == 404
 
 
-async def test_the_log_in_page(browser: Browser) -> None:
-    """401, a form, and what was wrong."""
-    status, text = await browser.get("/login")
-    assert status == 401
-    assert 'action="/login"' in text
-    assert "that is not the token" in text
+async def test_without_a_session_there_is_the_log_in(remote: Browser) -> None:
+    """For the page and for every button, and nothing is asked of the API; the files need none."""
+    async with remote.session.get(remote.pages.url) as response:
+        assert response.status == 401
+        assert response.headers["WWW-Authenticate"].startswith("Bearer ")
+        assert {name: response.headers[name] for name in HEADERS} == HEADERS
+        assert 'action="/login"' in await response.text()
+    for action in ("refresh", "hold", "release", "purge"):
+        assert (await remote.raw(f"/tags/{action}", b"reference=x"))[0] == 401
+    assert (await remote.raw("/logout", b""))[0] == 401
+    assert remote.pages.backend.asked == []
+    assert (await remote.get("/static/status.css"))[0] == 200
+
+
+async def test_logging_in_and_out(remote: Browser) -> None:
+    """The token leads to the page, with a cookie that no script and no other site's request has; until the log-out."""
+    remote.pages.backend.tags = [make_tag()]
+    address, data = remote.pages.url + "/login", {"token": TOKEN}
+    async with remote.session.post(address, data=data, allow_redirects=False) as response:
+        assert (response.status, response.headers["Location"]) == (303, "/")
+        assert "HttpOnly; SameSite=Strict" in response.headers["Set-Cookie"]
+        assert TOKEN not in response.headers["Set-Cookie"]
+    assert "Log out" in (await remote.get("/"))[1]
+    assert (await remote.press("/tags/refresh", reference=NGINX)).startswith("/?notice=")
+    assert await remote.press("/logout") == "/"
+    assert (await remote.get("/"))[0] == 401
+
+
+async def test_a_wrong_token(remote: Browser) -> None:
+    """Is said to be one, and sets no cookie; so does a form without any."""
+    for body in (b"token=wrong", b"token=%3Cscript%3E"):
+        status, text = await remote.raw("/login", body)
+        assert status == 401
+        assert "That is not the token." in text
+        assert "&lt;" not in text
+    assert (await remote.raw("/login", b""))[0] == 400
+    assert len(remote.session.cookie_jar) == 0
+
+
+async def test_other_sites_cannot_press_buttons(browser: Browser, remote: Browser) -> None:
+    """A form that another page sent is refused, with a session and where none is needed; nor can it log anybody in."""
+    await remote.press("/login", token=TOKEN)
+    for one in (browser, remote):
+        for origin in ("https://evil.example", "null"):
+            for path in ("/tags/purge", "/tags/refresh", "/login", "/logout"):
+                assert (await one.raw(path, f"reference=x&token={TOKEN}".encode(), Origin=origin))[0] == 403
+        assert (await one.raw("/tags/purge", b"reference=x", Sec_Fetch_Site="cross-site"))[0] == 403
+        assert one.pages.backend.asked == []
+        assert (await one.raw("/tags/purge", b"reference=x", Origin=one.pages.url))[0] == 303
+
+
+async def test_a_name_that_points_here_shows_nothing(browser: Browser) -> None:
+    """A page that had its own name resolve to loopback is known by its Host."""
+    async with browser.session.get(browser.pages.url, headers={"Host": "evil.example"}) as response:
+        assert response.status == 403
+        assert browser.pages.backend.asked == []

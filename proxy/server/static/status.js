@@ -108,7 +108,8 @@ function start() {
 // A button: its form is sent without leaving the page, and the page that comes back is put in place.
 async function submit(event) {
   const form = event.target;
-  if (form.method !== "post") return;
+  // Searching and leaving are ordinary navigation.
+  if (!form.classList.contains("action")) return;
   event.preventDefault();
   if (form.hasAttribute("aria-busy")) return;
   form.setAttribute("aria-busy", "true");

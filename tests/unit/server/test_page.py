@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.server.page import Notice, View, render, render_login
 from proxy.server.tag_table import Shown
-from tests.fakes.status import NOW, at, digest_named, make_fill, make_stats, make_tag, make_upstream
+from tests.fakes.status import NOW, at, digest_named, make_fill, make_job, make_stats, make_tag, make_upstream
 
 VOID = {"input", "link", "meta", "wbr"}
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\u202e"
@@ -122,6 +122,22 @@ def test_a_fill_is_not_whole_before_it_is() -> None:
     assert "99 %" in page(fills=[make_fill(size=10**9, arrived=10**9 - 1)]).text["fills"]
     assert "100 %" in page(fills=[make_fill(size=0, arrived=0)]).text["fills"]
     assert "%" not in page(fills=[make_fill(size=None, arrived=12)]).text["fills"]
+
+
+def test_warm_jobs() -> None:
+    """How many images, how far it is in bytes and images, what there is to say of it, who asked and when."""
+    text = page(warm=[make_job(failed=1, note="the cache is smaller than the images")]).text["warm"]
+    assert "3 imagesk3q7running1 done, 1 failed; the cache is smaller than the images" in text
+    assert "25 %1.0 MiB of 4.0 MiB30 s agoby 127.0.0.1" in text
+    assert "100 %4.0 MiB of 4.0 MiB" in page(warm=[make_job(state="done", done=3)]).text["warm"]
+
+
+@pytest.mark.parametrize(
+    "job", [{"state": "queued", "bytes": 0, "bytes_total": 0}, {"bytes": 9, "bytes_total": 9}, {"state": "stopped"}]
+)
+def test_a_job_is_not_whole_before_it_is(job: dict[str, Any]) -> None:
+    """Before all manifests are here nobody knows how much there is; what ended early has no progress."""
+    assert "%" not in page(warm=[make_job(**job)]).text["warm"]
 
 
 def test_what_comes_and_goes_has_ids() -> None:
@@ -292,6 +308,13 @@ def test_every_field_has_a_label() -> None:
         assert fields == {label["for"] for label in shown.all("label")}
 
 
+def test_log_out() -> None:
+    """Whoever has a session can end it; without one there is nothing to end."""
+    found = Page(render(View(NOW, Shown(), make_stats(), [], session=True)))
+    assert [form["action"] for form in found.all("form") if form["method"] == "post"] == ["/logout"]
+    assert not [form for form in page().all("form") if form["method"] == "post"]
+
+
 def test_log_in() -> None:
     """A form that posts the token; what was wrong is said, escaped."""
     shown = Page(render_login(HOSTILE))
@@ -313,6 +336,7 @@ def replaced(value: Any, text: str) -> Any:
 
 EVERYTHING = make_stats(
     fills=[make_fill()],
+    warm=[make_job(note="x")],
     upstreams=[
         make_upstream(
             failing=[{"scope": "x", "reason": "x", "failures": 1, "until": None}],
@@ -327,8 +351,8 @@ TAG = make_tag(
 
 
 def skeleton(found: Page) -> list[tuple[str, frozenset[str]]]:
-    """Which elements with which attributes, whatever those say."""
-    return [(tag, frozenset(attributes)) for tag, attributes in found.elements]
+    """Which elements with which attributes, whatever those say, and wherever long words may be broken."""
+    return [(tag, frozenset(attributes)) for tag, attributes in found.elements if tag != "wbr"]
 
 
 def hostile_page(text: str) -> Page:
