@@ -14,7 +14,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from tests.clients.browser import Tab, chromium
 from tests.clients.proxy_process import Proxy
@@ -35,7 +34,7 @@ class Hub(FakeRegistry):
 
     def __init__(self) -> None:
         super().__init__()
-        self.left = 76
+        self.limits[""] = 100
         self._allowed = 0
         self._more = asyncio.Condition()
         self.pause = self._wait
@@ -53,14 +52,6 @@ class Hub(FakeRegistry):
     async def _wait(self, offset: int) -> None:
         async with self._more:
             await self._more.wait_for(lambda: offset < self._allowed or offset >= len(LAYER))
-
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        response = await super().answer(request)
-        if "/manifests/" in request.rel_url.path:
-            self.left -= request.method == "GET"
-            response.headers["RateLimit-Limit"] = "100;w=21600"
-            response.headers["RateLimit-Remaining"] = f"{self.left};w=21600"
-        return response
 
 
 @dataclass
@@ -129,6 +120,10 @@ async def scene(scratch: Path, **more: Any) -> AsyncIterator[Scene]:
         made = Scene(hub, proxy, tab, session, image.digest)
         for name in ("alpine", "nginx", "redis"):
             await made.get(f"/v2/library/{name}/manifests/latest")
+        base = hub.put("library/python", "application/octet-stream", random_bytes(2 * MIB, 2))
+        await hub.allow(2 * MIB)
+        for _ in range(12):
+            await made.get(f"/v2/library/python/blobs/{base}")
         assert digest_of(await made.get("/v2/library/python/manifests/3.12")) == image.digest
         yield made
 
