@@ -2,6 +2,7 @@
 # make test          every hermetic test
 # make check         ruff, mypy, import-linter and the tests
 # make test-clients  the real clients and registries (root, Debian 12, Go); installs them first
+# make screenshot    docs/status-page.png, by the status page's test in Chromium
 # make bench         a cold and a warm blob beside a direct download; SCENARIOS=fill for everything about fills
 # make clean         remove the environment; the cache stays
 
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCENARIOS ?= all
 
-.PHONY: run test check bench test-clients install-clients clean
+.PHONY: run test check bench test-clients install-clients screenshot clean
 
 run: .venv/.made
 	$(BIN)/pullthrough serve --config config/proxy.yaml
@@ -29,6 +30,10 @@ test-clients: .venv/.made-dev install-clients
 
 install-clients:
 	bash tests/clients/install.sh
+
+screenshot: .venv/.made-dev install-clients
+	SCREENSHOT=docs/status-page.png $(BIN)/pytest -q --override-ini addopts= 'tests/clients/test_status_page.py::test_live[one-process]'
+	pngquant --strip --force --output docs/status-page.png docs/status-page.png
 
 bench: .venv/.made-dev
 	$(BIN)/python -m benchmarks $(SCENARIOS)

@@ -224,7 +224,9 @@ class Application:
                 self._started_at,
             )  # fmt: skip
             access = AdminAccess(self._settings.admin.address, lambda: self._settings.admin, self._clock)
-            admin = Admin(self._metrics, self._not_ready, self._usage, machine.drift, access, machine.answer)
+            admin = Admin(
+                self._metrics, self._not_ready, self._usage, machine.drift, access, machine.answer, self._clock
+            )  # fmt: skip
             self.admin = Listener(self._settings.admin.address, admin.handle, admin_gate(self._refusals))
             self._stack.push_async_callback(self.admin.close)
             await self.admin.start()

@@ -32,9 +32,11 @@ from proxy.telemetry.events import silent
 from proxy.telemetry.logs import setup_logging
 from proxy.telemetry.shared import SharedMetrics, environment_of_workers, share_metrics
 
-# Seconds: what an operator asks for may be many tags, each asked of its upstream; pictures are to be quick.
+# Seconds. What an operator has done may be many tags, each asked of its upstream. A worker that hangs holds up neither
+# what is read from one of the others, nor for long what is read from all of them.
 _ANSWER_LIMIT = 300.0
-_STATS_LIMIT = 5.0
+_READ_LIMIT = 10.0
+_STATS_LIMIT = 3.0
 
 _log = logging.getLogger("pullthrough")
 
@@ -153,8 +155,11 @@ class _Fleet:
         """What a worker answers; the next one where that one is gone, if asking twice does no harm."""
         if self._supervisor is None:
             return failed(503, "starting")
+        reading = request.method == "GET"
         try:
-            answer: ApiResponse = await self._supervisor.ask(request, _ANSWER_LIMIT, again=request.method == "GET")
+            answer: ApiResponse = await self._supervisor.ask(
+                request, _READ_LIMIT if reading else _ANSWER_LIMIT, again=reading
+            )
         except WorkerError as error:
             return failed(503, f"no worker answers: {error}")
         return answer

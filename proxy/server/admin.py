@@ -1,7 +1,8 @@
-"""The admin listener: `/healthz` (alive), `/readyz` (can serve), `/metrics`, and the API under `/api/v1/`."""
+"""The admin listener: `/healthz` (alive), `/readyz` (can serve), `/metrics`, the API (`/api/v1/`), the status page."""
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
@@ -9,6 +10,7 @@ from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 
 from proxy.server.admin_access import AdminAccess
 from proxy.server.api import ApiError, ApiRequest, ApiResponse, failed, parse_body
+from proxy.server.status import CHALLENGE, StatusPage
 from proxy.storage.base import Usage
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.shared import SharedMetrics
@@ -28,9 +30,10 @@ class Admin:
         metrics: Metrics | SharedMetrics,
         not_ready: Callable[[], str | None],
         usage: Callable[[], Awaitable[Usage | None]],
-        drift: Callable[[], Awaitable[Mapping[str, int]]],
+        drift: Callable[[], Awaitable[Mapping[str, int] | None]],
         access: AdminAccess,
         backend: Backend,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """`drift`: by registry, how many tags have moved on upstream; `backend` answers the API."""
         self._metrics = metrics
@@ -39,12 +42,15 @@ class Admin:
         self._not_ready = not_ready
         self._access = access
         self._backend = backend
+        self._page = StatusPage(backend, access, clock)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
         path = request.rel_url.raw_path
         if path.startswith(_API):
             return await self._api(request, path.removeprefix(_API))
+        if (answer := await self._page.answer(request)) is not None:
+            return answer
         if request.method not in {"GET", "HEAD"}:
             return web.Response(status=405, text="method not allowed\n", headers={"Allow": "GET, HEAD"})
         match path:
@@ -61,7 +67,8 @@ class Admin:
     async def _render_metrics(self) -> web.Response:
         if (usage := await self._usage()) is not None:
             self._metrics.set_cache(usage.bytes, usage.blobs)
-        self._metrics.set_drift(await self._drift())
+        if (drift := await self._drift()) is not None:
+            self._metrics.set_drift(drift)
         return web.Response(body=await asyncio.to_thread(self._metrics.render), headers={"Content-Type": _METRICS_TYPE})
 
     async def _api(self, request: web.BaseRequest, path: str) -> web.Response:
@@ -79,7 +86,7 @@ class Admin:
             answer = failed(error.status, str(error))
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
         if answer.status == 401:
-            headers["WWW-Authenticate"] = 'Bearer realm="pullthrough admin"'
+            headers["WWW-Authenticate"] = CHALLENGE
         return web.Response(
             status=answer.status,
             body=json.dumps(answer.body).encode() + b"\n",

@@ -234,8 +234,8 @@ class Machine:
         workers = self._workers()
         return ApiResponse(200, overview(self._settings(), told, metrics, await self._usage(), self._started, workers))
 
-    async def drift(self) -> Mapping[str, int]:
-        """By registry, how many tags are known to be other ones upstream."""
-        answer = await self._ask(ApiRequest(*_STATS))
-        drifted: Mapping[str, int] = answer.body["tags"]["drifted_by_registry"] if answer.status == 200 else {}
+    async def drift(self) -> Mapping[str, int] | None:
+        """By registry, how many tags are known to be other ones upstream; None where nobody can tell now."""
+        told = [answer.body for answer in await self._ask_all(ApiRequest(*_STATS)) if answer.status == 200]
+        drifted: Mapping[str, int] | None = told[0]["tags"]["drifted_by_registry"] if told else None
         return drifted

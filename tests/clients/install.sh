@@ -13,7 +13,8 @@ CONFORMANCE=v0.0.0-20260831232431-97274622c111
 bin="${CLIENTS_BIN:-$(cd "$(dirname "$0")/../.." && pwd)/.clients/bin}"
 mkdir -p "$bin"
 
-packages=(docker-registry containerd runc docker.io docker-compose podman skopeo buildah debootstrap uidmap iptables openssl)
+packages=(docker-registry containerd runc docker.io docker-compose podman skopeo buildah debootstrap uidmap iptables openssl
+    chromium fonts-dejavu-core pngquant)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

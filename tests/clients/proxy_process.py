@@ -4,12 +4,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
 from tests.clients.process import Daemon, free_port, run, wait_for
-from tests.clients.registries import Upstream
 from tests.clients.wire import Answer, answers, ask
 from tests.fakes.authority import Pair
 
@@ -36,6 +35,13 @@ class NodeTLS:
         return ("--ca", self.ca, "--client", self.node.certificate, self.node.key)
 
 
+class Listening(Protocol):
+    """An upstream: it answers at a port of 127.0.0.1."""
+
+    @property
+    def port(self) -> int: ...
+
+
 class Proxy:
     """A proxy for `upstream` on a port of its own, which it keeps over restarts, as it does its cache.
 
@@ -44,7 +50,7 @@ class Proxy:
     """
 
     def __init__(
-        self, directory: Path, upstream: Upstream, registry: str = REGISTRY, tls: NodeTLS | None = None, **more: Any
+        self, directory: Path, upstream: Listening, registry: str = REGISTRY, tls: NodeTLS | None = None, **more: Any
     ) -> None:
         """`tls`: it speaks TLS alone, and its nodes show their certificate."""
         self.registry = registry
