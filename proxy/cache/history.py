@@ -2,14 +2,16 @@
 
 Invariants:
 - Serving never waits for it: `served` only counts in memory, and what cannot be written is forgotten.
+- What was taken out of memory is written to its end, whoever leaves meanwhile, and whoever reads waits for that.
 - Processes that share the metadata add to the same records, each by compare and set: none loses another's counts.
 - Everything is bounded: digests of a tag, nodes of a digest, and what waits to be written.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from proxy.cache.ask import Ask, Clock, Records
 from proxy.cache.records import (
@@ -24,6 +26,8 @@ from proxy.cache.records import (
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 
+_log = logging.getLogger("pullthrough.cache")
+
 _INTERVAL = 2.0
 _MOST_DIGESTS = 20
 _MOST_NODES = 2000
@@ -34,10 +38,11 @@ _TRIES = 8
 
 @dataclass(slots=True)
 class _News:
-    """What there is to be added to one digest of a tag."""
+    """What there is to be added to one digest of a tag; `others`: pulls of clients that are too many to be named."""
 
     served: Served
     nodes: dict[str, Node] = field(default_factory=dict)
+    others: int = 0
 
 
 _Pending = dict[tuple[Repository, str], dict[str, _News]]
@@ -50,6 +55,8 @@ class History:
         self._records = records
         self._clock = clock
         self._pending: _Pending = {}
+        self._turn = asyncio.Lock()
+        self._writing: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -66,6 +73,9 @@ class History:
         clusters = seen.clusters | {ask.cluster: seen.clusters.get(ask.cluster, 0) + 1}
         news.served = replace(seen, last=now, pulls=seen.pulls + 1, clusters=clusters)
         node = news.nodes.get(client)
+        if node is None and len(news.nodes) >= _MOST_NODES:
+            news.others += 1
+            return
         news.nodes[client] = Node(ask.cluster, node.first if node else now, now, node.pulls + 1 if node else 1)
 
     def seen(self, repository: Repository, tag: str, digest: str) -> None:
@@ -86,17 +96,25 @@ class History:
         return NodesRecord.load(raw) or NodesRecord()
 
     async def write(self) -> None:
-        """Write down what waits."""
-        pending, self._pending = self._pending, {}
-        for (repository, tag), news in pending.items():
-            await self._add(repository, tag, news)
+        """Write down what waits; it is written when this returns."""
+        writing = asyncio.get_running_loop().create_task(self._write(), name="history that waited")
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
+        await asyncio.shield(writing)
 
     async def close(self) -> None:
         """Write down what waits, and stop."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.gather(*self._writing, return_exceptions=True)
         await self.write()
+
+    async def _write(self) -> None:
+        async with self._turn:
+            pending, self._pending = self._pending, {}
+            for (repository, tag), news in pending.items():
+                await self._add(repository, tag, news)
 
     def _news(self, repository: Repository, tag: str, digest: str, now: float) -> _News | None:
         if (repository, tag) not in self._pending and len(self._pending) >= _MOST_PENDING:
@@ -105,34 +123,33 @@ class History:
         return found.setdefault(digest, _News(Served(digest, now, now)))
 
     async def _add(self, repository: Repository, tag: str, news: dict[str, _News]) -> None:
-        key = history_key(repository, tag)
-        for _ in range(_TRIES):
-            (raw,) = await self._records.get(key)
-            record = merged(HistoryRecord.load(raw) or HistoryRecord(), [one.served for one in news.values()])
-            if await self._records.put({key: record.dump()}, KEEP_CONTENT, only_while=(key, raw)):
-                break
+        served = [one.served for one in news.values()]
+        await self._change(
+            history_key(repository, tag), lambda raw: merged(HistoryRecord.load(raw) or HistoryRecord(), served).dump()
+        )
         for digest, one in news.items():
             if one.nodes:
-                await self._add_nodes(nodes_key(repository, tag, digest), one.nodes)
+                await self._change(nodes_key(repository, tag, digest), partial(_more_nodes, one))
 
-    async def _add_nodes(self, key: str, nodes: dict[str, Node]) -> None:
-        for _ in range(_TRIES):
+    async def _change(self, key: str, change: Callable[[bytes | None], bytes]) -> None:
+        """Put what `change` makes of the value in its place; again where another process was quicker."""
+        before: bytes | None = None
+        for attempt in range(_TRIES):
             (raw,) = await self._records.get(key)
-            record = merged_nodes(NodesRecord.load(raw) or NodesRecord(), nodes)
-            if await self._records.put({key: record.dump()}, KEEP_CONTENT, only_while=(key, raw)):
+            if attempt and raw == before:
+                # Nobody was quicker: the store is in trouble, and said so.
                 return
+            if await self._records.put({key: change(raw)}, KEEP_CONTENT, only_while=(key, raw)):
+                return
+            before = raw
 
     async def _write_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(_INTERVAL)
-            # Begun, it comes to its end: what was taken out of memory is in nobody's hands but its own.
-            writing = asyncio.ensure_future(self.write())
             try:
-                await asyncio.shield(writing)
-            except asyncio.CancelledError:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await writing
-                raise
+                await self.write()
+            except Exception as error:  # noqa: BLE001 - whatever it is, what comes next is to be written
+                _log.error("the history of tags could not be written", exc_info=error)
 
 
 def merged(record: HistoryRecord, more: Iterable[Served]) -> HistoryRecord:
@@ -145,13 +162,15 @@ def merged(record: HistoryRecord, more: Iterable[Served]) -> HistoryRecord:
     return HistoryRecord(tuple(newest[:_MOST_DIGESTS]))
 
 
-def merged_nodes(record: NodesRecord, more: dict[str, Node]) -> NodesRecord:
+def merged_nodes(record: NodesRecord, more: Mapping[str, Node], more_others: int = 0) -> NodesRecord:
     """`record` with `more` added to it; beyond the most that are kept apart, only their pulls are counted."""
-    nodes, others = dict(record.nodes), record.others
+    nodes, others = dict(record.nodes), record.others + more_others
     for address, node in more.items():
         before = nodes.get(address)
         if before is not None:
-            nodes[address] = replace(node, first=before.first, pulls=before.pulls + node.pulls)
+            # The clock may have been set back, or another process may have written later things first.
+            first, last = min(before.first, node.first), max(before.last, node.last)
+            nodes[address] = Node(node.cluster, first, last, before.pulls + node.pulls)
         elif len(nodes) < _MOST_NODES:
             nodes[address] = node
         else:
@@ -170,3 +189,7 @@ def _both(before: Served, after: Served) -> Served:
         before.pulls + after.pulls,
         clusters,
     )
+
+
+def _more_nodes(news: _News, raw: bytes | None) -> bytes:
+    return merged_nodes(NodesRecord.load(raw) or NodesRecord(), news.nodes, news.others).dump()

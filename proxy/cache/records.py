@@ -13,7 +13,7 @@ hold/<repository>:<tag>             the digest that an operator had the tag keep
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter
@@ -95,21 +95,25 @@ class _Record:
 
     def dump(self) -> bytes:
         """As bytes for the store."""
-        return json.dumps(asdict(self)).encode()  # type: ignore[call-overload]
+        return _adapter(type(self)).dump_json(self)
 
     @classmethod
     def load(cls, raw: bytes | None) -> Self | None:
         """Out of the store's bytes, or None."""
         if raw is None:
             return None
-        adapter: TypeAdapter[Self] | None = _ADAPTERS.get(cls)
-        if adapter is None:
-            # Made once a class: building one takes a thousand times as long as using it.
-            adapter = _ADAPTERS[cls] = TypeAdapter(cls)
         try:
-            return adapter.validate_json(raw, strict=True)
+            found: Self = _adapter(cls).validate_json(raw, strict=True)
         except (ValueError, OCIError):
             return None
+        return found
+
+
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    """Made once a class: building one takes a thousand times as long as using it."""
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 @dataclass(frozen=True, slots=True)
