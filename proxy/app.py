@@ -113,6 +113,7 @@ class Application:
                 house.manifests, house.changes, house.history, self._records, lambda: handlers.house, self._clock
             )
             self._api = self._make_api(handlers, control)
+            self._stack.push_async_callback(self._api.close)
             assert self._store is not None  # noqa: S101 - opened with the house
             drift = Drift(
                 house.manifests, house.history, self._records, self._store, lambda: handlers.house, self._clock

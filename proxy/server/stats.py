@@ -22,21 +22,28 @@ _HITS = frozenset({"hit", "revalidated", "stale", "joined"})
 
 
 def part(
-    registries: Iterable[str], circuits: Iterable[tuple[Scope, Circuit]], fills: Iterable[Fill], counts: Counts,
-    now: float,
+    registries: Iterable[str], circuits: Iterable[tuple[Scope, Circuit]], fills: Iterable[Fill],
+    counts: Counts | None, now: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """What one process that serves knows: how upstreams fail it, what it downloads, and the tags, which all share."""
+    """What one process that serves knows: how upstreams fail it, what it downloads, and the tags, which all share.
+
+    `counts` is None where they cannot be counted now.
+    """
     failing = _circuits_as_json(circuits, now)
     return {
         "upstreams": {registry: {"failing": failing.get(registry, []), "rate_limit": None} for registry in registries},
         "fills": [_fill_as_json(fill, now) for fill in fills],
-        "tags": {
-            "known": counts.known,
-            "drifted": sum(counts.drifted.values()),
-            "held": counts.held,
-            "unchecked": counts.unchecked,
-            "drifted_by_registry": counts.drifted,
-        },
+        "tags": _counts_as_json(counts) if counts is not None else None,
+    }
+
+
+def _counts_as_json(counts: Counts) -> dict[str, Any]:
+    return {
+        "known": counts.known,
+        "drifted": sum(counts.drifted.values()),
+        "held": counts.held,
+        "unchecked": counts.unchecked,
+        "drifted_by_registry": counts.drifted,
     }
 
 
@@ -104,7 +111,7 @@ def overview(
         ],
         "upstreams": [_upstream(settings, registry, parts, counts) for registry in settings.upstreams],
         "fills": _fills(parts),
-        "tags": parts[0]["tags"] if parts else None,
+        "tags": next((part["tags"] for part in parts if part["tags"] is not None), None),
         "warm": parts[0].get("warm", []) if parts else [],
     }
 
@@ -216,6 +223,7 @@ class Machine:
         self._ask_all = ask_all
         self._workers = workers
         self._started = started
+        self._drifted: Mapping[str, int] = {}
 
     async def answer(self, request: ApiRequest) -> ApiResponse:
         """Answer one request of the API."""
@@ -227,7 +235,9 @@ class Machine:
         return ApiResponse(200, overview(self._settings(), told, metrics, await self._usage(), self._started, workers))
 
     async def drift(self) -> Mapping[str, int]:
-        """By registry, how many tags are known to be other ones upstream."""
-        answer = await self._ask(ApiRequest(*_STATS))
-        drifted: Mapping[str, int] = answer.body["tags"]["drifted_by_registry"] if answer.status == 200 else {}
-        return drifted
+        """By registry, how many tags are known to be other ones upstream; what it was where nobody can tell now."""
+        for answer in await self._ask_all(ApiRequest(*_STATS)):
+            if answer.status == 200 and answer.body["tags"] is not None:
+                self._drifted = answer.body["tags"]["drifted_by_registry"]
+                break
+        return self._drifted
