@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -14,6 +15,8 @@ from proxy.server.status import CHALLENGE, StatusPage
 from proxy.storage.base import Usage
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.shared import SharedMetrics
+
+_log = logging.getLogger("pullthrough.server")
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _API = "/api/v1/"
@@ -30,7 +33,7 @@ class Admin:
         metrics: Metrics | SharedMetrics,
         not_ready: Callable[[], str | None],
         usage: Callable[[], Awaitable[Usage | None]],
-        drift: Callable[[], Awaitable[Mapping[str, int] | None]],
+        drift: Callable[[], Awaitable[Mapping[str, int]]],
         access: AdminAccess,
         backend: Backend,
         clock: Callable[[], float] = time.time,
@@ -67,8 +70,7 @@ class Admin:
     async def _render_metrics(self) -> web.Response:
         if (usage := await self._usage()) is not None:
             self._metrics.set_cache(usage.bytes, usage.blobs)
-        if (drift := await self._drift()) is not None:
-            self._metrics.set_drift(drift)
+        self._metrics.set_drift(await self._drift())
         return web.Response(body=await asyncio.to_thread(self._metrics.render), headers={"Content-Type": _METRICS_TYPE})
 
     async def _api(self, request: web.BaseRequest, path: str) -> web.Response:
@@ -84,6 +86,12 @@ class Admin:
             answer = await self._backend(asked)
         except ApiError as error:
             answer = failed(error.status, str(error))
+        except ConnectionError:
+            # The client left in its body: there is nobody to answer.
+            raise
+        except Exception as error:  # noqa: BLE001 - whoever asked reads JSON, and operators one line
+            _log.error("%s %s failed", request.method, request.rel_url.raw_path, exc_info=error)
+            answer = failed(500, "the proxy failed to answer this request")
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
         if answer.status == 401:
             headers["WWW-Authenticate"] = CHALLENGE

@@ -25,12 +25,12 @@ def part(
     limits: Mapping[str, Mapping[str, object] | None],
     circuits: Iterable[tuple[Scope, Circuit]],
     fills: Iterable[Fill],
-    counts: Counts,
+    counts: Counts | None,
     now: float,
 ) -> dict[str, Any]:
     """What one process that serves knows: how upstreams fail it, what it downloads, and the tags, which all share.
 
-    `limits`: by registry, what is left of its rate limit.
+    `limits`: by registry, what is left of its rate limit. `counts` is None where they cannot be counted now.
     """
     failing = _circuits_as_json(circuits, now)
     return {
@@ -38,13 +38,17 @@ def part(
             registry: {"failing": failing.get(registry, []), "rate_limit": limit} for registry, limit in limits.items()
         },
         "fills": [_fill_as_json(fill, now) for fill in fills],
-        "tags": {
-            "known": counts.known,
-            "drifted": sum(counts.drifted.values()),
-            "held": counts.held,
-            "unchecked": counts.unchecked,
-            "drifted_by_registry": counts.drifted,
-        },
+        "tags": _counts_as_json(counts) if counts is not None else None,
+    }
+
+
+def _counts_as_json(counts: Counts) -> dict[str, Any]:
+    return {
+        "known": counts.known,
+        "drifted": sum(counts.drifted.values()),
+        "held": counts.held,
+        "unchecked": counts.unchecked,
+        "drifted_by_registry": counts.drifted,
     }
 
 
@@ -112,7 +116,7 @@ def overview(
         ],
         "upstreams": [_upstream(settings, registry, parts, counts) for registry in settings.upstreams],
         "fills": _fills(parts),
-        "tags": parts[0]["tags"] if parts else None,
+        "tags": next((part["tags"] for part in parts if part["tags"] is not None), None),
         "warm": parts[0].get("warm", []) if parts else [],
     }
 
@@ -224,6 +228,7 @@ class Machine:
         self._ask_all = ask_all
         self._workers = workers
         self._started = started
+        self._drifted: Mapping[str, int] = {}
 
     async def answer(self, request: ApiRequest) -> ApiResponse:
         """Answer one request of the API."""
@@ -234,8 +239,10 @@ class Machine:
         workers = self._workers()
         return ApiResponse(200, overview(self._settings(), told, metrics, await self._usage(), self._started, workers))
 
-    async def drift(self) -> Mapping[str, int] | None:
-        """By registry, how many tags are known to be other ones upstream; None where nobody can tell now."""
-        told = [answer.body for answer in await self._ask_all(ApiRequest(*_STATS)) if answer.status == 200]
-        drifted: Mapping[str, int] | None = told[0]["tags"]["drifted_by_registry"] if told else None
-        return drifted
+    async def drift(self) -> Mapping[str, int]:
+        """By registry, how many tags are known to be other ones upstream; what it was where nobody can tell now."""
+        for answer in await self._ask_all(ApiRequest(*_STATS)):
+            if answer.status == 200 and answer.body["tags"] is not None:
+                self._drifted = answer.body["tags"]["drifted_by_registry"]
+                break
+        return self._drifted
