@@ -166,8 +166,13 @@ class WarmRun:
 
     async def _blob(self, number: int, ask: Ask, digest: Digest, size: int) -> None:
         self._reserve(digest, size)
-        found = await self._patiently(number, ask, lambda: self._bring(number, ask, digest))
-        self._held_bytes += found.size - self._held[digest]
+        try:
+            found = await self._patiently(number, ask, lambda: self._bring(number, ask, digest))
+        except BaseException:
+            if not any(digest in brought for brought in self._of_item.values()):
+                self._held_bytes -= self._held.pop(digest, 0)
+            raise
+        self._held_bytes += found.size - self._held.get(digest, 0)
         self._held[digest] = found.size
         self._of_item[number].add(digest)
         item = self.items[number]
