@@ -47,7 +47,8 @@ _LOOK = 0.5
 _OTHERS_FILL = 2.0
 # Failures that may pass by themselves; what an operator configured does not.
 _PASSES = frozenset({"connect", "timeout", "5xx", "429"})
-_OFFLINE = "stale-offline"
+# What is served stale on purpose, as the configuration has it: that is as good as it gets.
+_ON_PURPOSE = frozenset({"stale-offline", "stale-budget"})
 # Of blobs in the cache that are looked at together.
 _PAGE = 1000
 
@@ -156,7 +157,7 @@ class WarmRun:
 
     async def _manifest(self, ask: Ask, named: TagOrDigest, note: list[str]) -> Content:
         answer = await self._means.manifests.get(ask, named, want_body=True)
-        if answer.verdict.state is CacheState.STALE and answer.verdict.detail != _OFFLINE:
+        if answer.verdict.state is CacheState.STALE and answer.verdict.detail not in _ON_PURPOSE:
             # Clients are served it; a job would rather wait for what is there now.
             registry = ask.repository.registry
             raise UpstreamFailure("connect", f"{registry} cannot be asked whether {named} is still the same")

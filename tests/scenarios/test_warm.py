@@ -379,6 +379,22 @@ async def test_a_stale_tag_is_not_warm(proxy: Proxy, registry: FakeRegistry) -> 
     assert found["items"][0]["digest"] == moved.digest
 
 
+async def test_the_reserve_of_pulls(proxy: Proxy, registry: FakeRegistry) -> None:
+    """A tag that is cached, and kept back because pulls are short, is warmed as it is served, and the job says so."""
+    registry.limits = {"": 20}
+    registry.push("team/app", "v1", old := make_image(10, seed=1))
+    await warm(proxy, f"{NAME}:v1")
+    registry.push("team/app", "v1", make_image(20, seed=2))
+    registry.push("team/app", "v2", make_image(30, seed=3))
+    registry.pulled[""] = 18
+    proxy.clock.advance(700)
+    found = await warm(proxy, f"{NAME}:v1", f"{NAME}:v2")
+    assert [item["state"] for item in found["items"]] == ["done", "done"]
+    assert found["items"][0]["digest"] == old.digest
+    assert "kept for images that are not cached" in found["items"][0]["note"]
+    assert registry.pulled[""] == 19
+
+
 # Room.
 
 
