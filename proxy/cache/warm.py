@@ -190,11 +190,16 @@ class Warming:
                 return
             if items is None:
                 job, items = replace(job, state="failed", note="its references cannot be read any more"), ()
+            elif await self._is_stopped(named):
+                job, items = _stopped(job, items, self._means.clock())
             else:
                 job, items = await self._run(job, items)
             while not await self._records.put(dump(job, items), _KEEP_ENDED):  # noqa: ASYNC110 - a disk sets no event
                 # Whoever took it up again would do all of it again.
                 await asyncio.sleep(_LOOK)
+        except Exception:  # noqa: BLE001 - it stays as the store has it, and is taken up again
+            _log.exception("the warm job %s could not be run", named)
+            await asyncio.sleep(_LOOK)
         finally:
             self._runs.pop(named, None)
             self._tasks.pop(named, None)

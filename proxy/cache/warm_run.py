@@ -47,7 +47,8 @@ _LOOK = 0.5
 _OTHERS_FILL = 2.0
 # Failures that may pass by themselves; what an operator configured does not.
 _PASSES = frozenset({"connect", "timeout", "5xx", "429"})
-_OFFLINE = "stale-offline"
+# What is served stale on purpose, as the configuration has it: that is as good as it gets.
+_ON_PURPOSE = frozenset({"stale-offline", "stale-budget"})
 # Of blobs in the cache that are looked at together.
 _PAGE = 1000
 
@@ -156,7 +157,7 @@ class WarmRun:
 
     async def _manifest(self, ask: Ask, named: TagOrDigest, note: list[str]) -> Content:
         answer = await self._means.manifests.get(ask, named, want_body=True)
-        if answer.verdict.state is CacheState.STALE and answer.verdict.detail != _OFFLINE:
+        if answer.verdict.state is CacheState.STALE and answer.verdict.detail not in _ON_PURPOSE:
             # Clients are served it; a job would rather wait for what is there now.
             registry = ask.repository.registry
             raise UpstreamFailure("connect", f"{registry} cannot be asked whether {named} is still the same")
@@ -166,8 +167,13 @@ class WarmRun:
 
     async def _blob(self, number: int, ask: Ask, digest: Digest, size: int) -> None:
         self._reserve(digest, size)
-        found = await self._patiently(number, ask, lambda: self._bring(number, ask, digest))
-        self._held_bytes += found.size - self._held[digest]
+        try:
+            found = await self._patiently(number, ask, lambda: self._bring(number, ask, digest))
+        except BaseException:
+            if not any(digest in brought for brought in self._of_item.values()):
+                self._held_bytes -= self._held.pop(digest, 0)
+            raise
+        self._held_bytes += found.size - self._held.get(digest, 0)
         self._held[digest] = found.size
         self._of_item[number].add(digest)
         item = self.items[number]

@@ -258,6 +258,59 @@ async def test_jobs_are_listed_and_forgotten(proxy: Proxy, registry: FakeRegistr
     assert (await api(proxy, "DELETE", "warm/nobody"))[0] == 404
 
 
+async def test_more_jobs_than_run_at_a_time(
+    proxy: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is queued, the oldest goes first; one that is stopped before its turn has asked for nothing."""
+    monkeypatch.setattr("proxy.cache.warm._RUNNING", 1)
+    for number in range(3):
+        registry.push("team/app", f"v{number}", make_image(100, seed=number + 1))
+    gate = Gate(0)
+    registry.script = lambda _: Act(gate=gate)
+    jobs = []
+    for number in range(3):
+        jobs.append(await begin(proxy, f"{NAME}:v{number}"))
+        proxy.clock.advance(1)
+    await gate.reached.wait()
+    assert [(await job(proxy, one))["state"] for one in jobs] == ["running", "queued", "queued"]
+    assert (await api(proxy, "DELETE", f"warm/{jobs[1]}"))[1]["state"] == "stopped"
+    gate.open()
+    assert [(await ended(proxy, one))["state"] for one in jobs] == ["done", "stopped", "done"]
+    assert "/v2/team/app/manifests/v1" not in {seen.path for seen in registry.seen}
+
+
+async def test_no_more_jobs_than_are_kept(
+    proxy: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest that has ended makes room; where none has, another one is refused."""
+    monkeypatch.setattr("proxy.cache.warm.MOST_JOBS", 2)
+    registry.push("team/app", "v1", make_image(100))
+    first = (await warm(proxy, f"{NAME}:v1"))["id"]
+    gate = Gate(0)
+    registry.script = lambda _: Act(gate=gate)
+    proxy.clock.advance(1)
+    registry.push("team/app", "v2", make_image(100, seed=1))
+    await begin(proxy, f"{NAME}:v2")
+    await begin(proxy, f"{NAME}:v2")
+    assert (await api(proxy, "GET", f"warm/{first}"))[0] == 404
+    status, answer = await api(proxy, "POST", "warm", {"references": [f"{NAME}:v2"]})
+    assert (status, answer["error"]) == (429, "2 jobs have not ended yet")
+    gate.open()
+
+
+async def test_a_blob_that_is_gone_takes_no_room(
+    settings: MakeSettings, registry: FakeRegistry, tmp_path: Path
+) -> None:
+    """What could not be had is not counted against what comes after it."""
+    registry.push("team/app", "gone", gone := make_image(700 * KIB, seed=1))
+    registry.members.discard(("team/app", digest_of(gone.blobs[1])))
+    registry.push("team/app", "v1", make_image(700 * KIB, seed=2))
+    cache = {"directory": str(tmp_path / "cache"), "max_size": "1MiB", "min_free": 0}
+    async with running(settings(cache=cache)) as proxy:
+        found = await warm(proxy, f"{NAME}:gone", f"{NAME}:v1", concurrency=1)
+        assert [item["state"] for item in found["items"]] == ["failed", "done"]
+
+
 # An upstream that fails.
 
 
@@ -324,6 +377,22 @@ async def test_a_stale_tag_is_not_warm(proxy: Proxy, registry: FakeRegistry) -> 
             proxy.clock.advance(130)
             await asyncio.sleep(0.01)
     assert found["items"][0]["digest"] == moved.digest
+
+
+async def test_the_reserve_of_pulls(proxy: Proxy, registry: FakeRegistry) -> None:
+    """A tag that is cached, and kept back because pulls are short, is warmed as it is served, and the job says so."""
+    registry.limits = {"": 20}
+    registry.push("team/app", "v1", old := make_image(10, seed=1))
+    await warm(proxy, f"{NAME}:v1")
+    registry.push("team/app", "v1", make_image(20, seed=2))
+    registry.push("team/app", "v2", make_image(30, seed=3))
+    registry.pulled[""] = 18
+    proxy.clock.advance(700)
+    found = await warm(proxy, f"{NAME}:v1", f"{NAME}:v2")
+    assert [item["state"] for item in found["items"]] == ["done", "done"]
+    assert found["items"][0]["digest"] == old.digest
+    assert "kept for images that are not cached" in found["items"][0]["note"]
+    assert registry.pulled[""] == 19
 
 
 # Room.
