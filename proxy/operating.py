@@ -53,6 +53,7 @@ class Operating:
         for runs in (self._warming, self._drift):
             stack.push_async_callback(runs.close)
             runs.start()
+        stack.push_async_callback(self._api.close)
 
     async def answer(self, request: ApiRequest) -> ApiResponse:
         """Answer a request of the admin API."""

@@ -19,7 +19,7 @@ from proxy.app import Application, Place, StartError, admin_gate, end_task, firs
 from proxy.server.admin import Admin
 from proxy.server.admin_access import AdminAccess
 from proxy.server.api import ApiRequest, ApiResponse, failed
-from proxy.server.control import Channel, Message
+from proxy.server.control import Channel, Message, MessageTooLong
 from proxy.server.listener import Listener, ListenError
 from proxy.server.refusals import Refusals
 from proxy.server.sockets import bind_shared
@@ -161,7 +161,8 @@ class _Fleet:
                 request, _READ_LIMIT if reading else _ANSWER_LIMIT, again=reading
             )
         except WorkerError as error:
-            return failed(503, f"no worker answers: {error}")
+            done = "" if request.method == "GET" else "; it may or may not have been done"
+            return failed(503, f"no worker answers ({str(error) or 'it ended meanwhile'}){done}")
         return answer
 
     async def _ask_all(self, request: ApiRequest) -> list[ApiResponse]:
@@ -290,4 +291,8 @@ class _Words:
     async def _answer(self, message: Message) -> None:
         with contextlib.suppress(ConnectionError):
             answer = await self._application.answer(message.value)
-            await self._channel.send(Message("answer", answer, message.number))
+            try:
+                await self._channel.send(Message("answer", answer, message.number))
+            except MessageTooLong as error:
+                _log.error("the answer to %s /api/v1/%s is too long", message.value.method, message.value.path)
+                await self._channel.send(Message("answer", failed(500, str(error)), message.number))

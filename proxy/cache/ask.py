@@ -86,23 +86,21 @@ class Records:
             return False
 
     async def scan(self, prefix: str, after: str = "", limit: int = 1000) -> list[str]:
-        """Keys by prefix, see `MetadataStore.scan`; none where they cannot be read."""
-        try:
-            return await self._store.scan(prefix, after, limit)
-        except StorageError as error:
-            self._trouble(error)
-            return []
+        """Keys by prefix, see `MetadataStore.scan`. Raises StorageError: that there are none is an answer too."""
+        return await self._store.scan(prefix, after, limit)
 
     async def generation(self, repository: Repository) -> bytes | None:
         """What changes whenever something was pushed to `repository` through here; None before the first time."""
         return (await self.get(pushed_key(repository)))[0]
 
-    async def delete(self, *keys: str) -> None:
-        """Remove `keys`, if the store can."""
+    async def delete(self, *keys: str) -> bool:
+        """Remove `keys`, if the store can; gives whether."""
         try:
             await self._store.delete(*keys)
         except StorageError as error:
             self._trouble(error)
+            return False
+        return True
 
     def _trouble(self, error: StorageError) -> None:
         now = self._clock()

@@ -47,44 +47,46 @@ class Changes:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[bool]] = set()
 
-    async def happened(self, change: Change) -> None:
-        """Drop what `change` made untrue: tags, members, lists and 404s."""
-        await self._to_its_end(self._drop(change))
+    async def happened(self, change: Change) -> bool:
+        """Drop what `change` made untrue: tags, members, lists and 404s. False where the store could not."""
+        return await self._to_its_end(self._drop(change))
 
-    async def in_doubt(self, change: Change) -> None:
-        """Believe nothing that `change` makes untrue if it was made, without losing it."""
-        await self._to_its_end(self._doubt(change))
+    async def in_doubt(self, change: Change) -> bool:
+        """Believe nothing that `change` makes untrue if it was made, without losing it; False as for `happened`."""
+        return await self._to_its_end(self._doubt(change))
 
     async def close(self) -> None:
         """Wait for what is under way."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _to_its_end(self, work: Coroutine[Any, Any, bool]) -> bool:
         task = asyncio.get_running_loop().create_task(work, name="change in the cache")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
-    async def _begin_generation(self, repository: Repository) -> bytes:
+    async def _begin_generation(self, repository: Repository) -> bytes | None:
+        """The new one; None where the store could not."""
         generation = uuid.uuid4().hex.encode()
-        await self._records.put({pushed_key(repository): generation}, _KEEP_GENERATION)
-        return generation
+        begun = await self._records.put({pushed_key(repository): generation}, _KEEP_GENERATION)
+        return generation if begun else None
 
-    async def _drop(self, change: Change) -> None:
+    async def _drop(self, change: Change) -> bool:
         repository = change.repository
-        tags = [tag_key(repository, tag) for tag in change.tags]
-        members = [member_key(repository, digest) for digest in change.deleted]
+        keys = [tag_key(repository, tag) for tag in change.tags]
+        keys += [member_key(repository, digest) for digest in change.deleted]
         # Before and after: who doubts the same tags writes down what it read, in the generation in which it read.
-        for begin in (True, False):
-            if tags or members:
-                await self._records.delete(*tags, *members)
-            if begin:
-                await self._begin_generation(repository)
+        before = not keys or await self._records.delete(*keys)
+        begun = await self._begin_generation(repository)
+        after = not keys or await self._records.delete(*keys)
+        return before and begun is not None and after
 
-    async def _doubt(self, change: Change) -> None:
+    async def _doubt(self, change: Change) -> bool:
         generation = await self._begin_generation(change.repository)
+        if generation is None:
+            return False
         keys = [tag_key(change.repository, tag) for tag in change.tags]
         found = [TagRecord.load(raw) for raw in await self._records.get(*keys)]
         # Not over what a later push has made of them, nor anything back that it took away.
@@ -93,5 +95,8 @@ class Changes:
             for key, record in zip(keys, found, strict=True)
             if record is not None
         }
-        if doubted:
-            await self._records.put(doubted, only_while=(pushed_key(change.repository), generation))
+        if not doubted:
+            return True
+        written = await self._records.put(doubted, only_while=(pushed_key(change.repository), generation))
+        # Where it was not, a later change may have been quicker.
+        return written or await self._records.generation(change.repository) not in (generation, None)

@@ -8,6 +8,7 @@ Invariants:
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -33,13 +34,17 @@ from proxy.cache.records import (
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.policy.freshness import Freshness, Lifetimes, freshness
+from proxy.storage.base import StorageError
 from proxy.upstream.errors import UpstreamError
+
+_log = logging.getLogger("pullthrough.cache")
 
 _PAGE = 500
 _AT_ONCE = 8
 # Seconds: whoever counts reads every tag.
 _COUNT_INTERVAL = 5.0
 _KEEP_HOLD = 3650 * 86400.0
+_UNWRITABLE = "the metadata cache cannot be written"
 
 Named = tuple[Repository, str]
 
@@ -58,6 +63,10 @@ class Configured(Protocol):
 
 class CannotHold(Exception):
     """The digest cannot be served for the tag. The message is one line for operators."""
+
+
+class TooMany(Exception):
+    """More tags than can be dealt with at once. The message is one line for operators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +171,14 @@ class Control:
     # What there is.
 
     async def tags(self, wanted: Wanted, n: int, last: str = "") -> list[StickyTag]:
-        """The first `n` tags that are wanted, in the order of their references, after the one called `last`."""
+        """The first `n` tags that are wanted, in the order of their references, after the one called `last`.
+
+        Raises StorageError.
+        """
         found: list[StickyTag] = []
         await self._history.write()
         async for page in self._pages(last):
-            found += [one for one in await self._read(page, wanted.cluster) if _fits(one, wanted)]
+            found += [one for one in await self._read(page, wanted.cluster) if fits(one, wanted)]
             if len(found) >= n:
                 break
         return found[:n]
@@ -177,14 +189,18 @@ class Control:
         (found,) = await self._read([named], cluster)
         return found
 
-    async def counts(self) -> Counts:
-        """How many there are, no older than a few seconds."""
+    async def counts(self) -> Counts | None:
+        """How many there are, no older than a few seconds; None where they cannot be counted now."""
         now = self._clock()
         if abs(now - self._counted_at) >= _COUNT_INTERVAL:
             counts = Counts()
-            async for page in self._pages(""):
-                for one in await self._read(page, ""):
-                    counts.add(one)
+            try:
+                async for page in self._pages(""):
+                    for one in await self._read(page, ""):
+                        counts.add(one)
+            except StorageError as error:
+                _log.debug("tags cannot be counted: %s", error)
+                return None
             self._counts, self._counted_at = counts, now
         return self._counts
 
@@ -193,11 +209,13 @@ class Control:
         return await self._history.nodes(*named, digest)
 
     async def matching(self, pattern: str, most: int) -> list[Named]:
-        """The tags, no more than `most`, whose `registry/repository:tag` fits the shell pattern."""
+        """The tags whose `registry/repository:tag` fits the shell pattern. Raises TooMany, StorageError."""
         found: list[Named] = []
         async for page in self._pages(""):
             found += [named for named in page if fnmatchcase(_text(named), pattern)]
-        return found[:most]
+            if len(found) > most:
+                raise TooMany(f"more than {most} tags fit that pattern")
+        return found
 
     # What is done with it.
 
@@ -209,38 +227,45 @@ class Control:
             async with turn:
                 return await self._refresh(named)
 
-        return list(await asyncio.gather(*map(one, several)))
+        # All have ended before the first failure is raised.
+        found = await asyncio.gather(*map(one, several), return_exceptions=True)
+        for one_found in found:
+            if isinstance(one_found, BaseException):
+                raise one_found
+        return [one_found for one_found in found if isinstance(one_found, Refreshed)]
 
     async def purge(self, several: Sequence[Named]) -> None:
-        """Forget what each tag is: the next request asks the upstream. Holds and history stay."""
+        """Forget what each tag is: the next request asks the upstream. Holds and history stay. Raises StorageError."""
         by_repository: dict[Repository, list[str]] = {}
         for repository, tag in several:
             by_repository.setdefault(repository, []).append(tag)
         for repository, tags in by_repository.items():
-            await self._changes.happened(Change(repository, tuple(tags)))
+            _written(await self._changes.happened(Change(repository, tuple(tags))))
 
     async def purge_manifest(self, repository: Repository, digest: Digest) -> None:
-        """Forget a manifest, and that the repository has it."""
-        await self._changes.happened(Change(repository, deleted=(digest,)))
-        await self._records.delete(manifest_key(digest))
+        """Forget a manifest, and that the repository has it. Raises StorageError."""
+        _written(await self._changes.happened(Change(repository, deleted=(digest,))))
+        _written(await self._records.delete(manifest_key(digest)))
 
     async def hold(self, named: Named, digest: Digest, by: str) -> None:
-        """Serve `digest` for the tag until it is released. Raises CannotHold where that could not be served."""
+        """Serve `digest` for the tag until it is released.
+
+        Raises CannotHold where that could not be served, StorageError.
+        """
         repository, tag = named
         raw_member, body = await self._records.get(member_key(repository, digest), manifest_key(digest))
         if raw_member is None or body is None:
             await self._have(named, digest)
-        await self._records.put(
-            {hold_key(repository, tag): HoldRecord(str(digest), self._clock(), by).dump()}, _KEEP_HOLD
-        )
+        hold = HoldRecord(str(digest), self._clock(), by)
+        _written(await self._records.put({hold_key(repository, tag): hold.dump()}, _KEEP_HOLD))
         self._history.seen(repository, tag, str(digest))
 
     async def release(self, several: Sequence[Named]) -> list[Named]:
-        """Let them go by the upstream again; gives those that were held."""
+        """Let them go by the upstream again; gives those that were held. Raises StorageError."""
         keys = [hold_key(*named) for named in several]
         found = await self._records.get(*keys)
         held = [named for named, raw in zip(several, found, strict=True) if raw is not None]
-        await self._records.delete(*(hold_key(*named) for named in held))
+        _written(await self._records.delete(*(hold_key(*named) for named in held)))
         return held
 
     async def _have(self, named: Named, digest: Digest) -> None:
@@ -257,23 +282,30 @@ class Control:
 
     async def _refresh(self, named: Named) -> Refreshed:
         repository, tag = named
-        (raw,) = await self._records.get(tag_key(*named))
-        before = TagRecord.load(raw)
+        raw, raw_hold = await self._records.get(tag_key(*named), hold_key(*named))
+        before, hold = TagRecord.load(raw), HoldRecord.load(raw_hold)
         digest = before.digest if before is not None else None
         ask = self._configured().background(repository, before.proved_by if before is not None else None)
         # Asked for at the next request in any case, and what was asked before now is not written down any more.
-        await self._changes.in_doubt(Change(repository, (tag,)))
-        if ask is None:
-            reason = "it is asked for with the next client's credential" if before is not None else "it is not known"
-            return Refreshed(repository, tag, digest, digest, reason)
-        try:
-            record = await self._manifests.look(ask, tag, fetch=True)
-        except UpstreamError as error:
-            return Refreshed(repository, tag, digest, digest, str(error))
-        return Refreshed(repository, tag, digest, record.digest)
+        if not await self._changes.in_doubt(Change(repository, (tag,))):
+            return Refreshed(repository, tag, digest, digest, _UNWRITABLE)
+        error, after = None, digest
+        if ask is not None:
+            try:
+                after = (await self._manifests.look(ask, tag, fetch=True)).digest
+            except UpstreamError as failure:
+                error = str(failure)
+        elif before is not None and before.proved_by == "client":
+            error = "it is asked for with the next client's credential"
+        else:
+            error = "the credential or the registry to ask with is not configured"
+        if hold is not None:
+            # Whatever it is upstream, it is served as it is held.
+            return Refreshed(repository, tag, hold.digest, hold.digest, error or "it is held until it is released")
+        return Refreshed(repository, tag, digest, after, error)
 
     async def _pages(self, last: str) -> AsyncIterator[list[Named]]:
-        """All tags that have an entry or a hold, in order, after the one called `last`."""
+        """All tags that have an entry or a hold, in order, after the one called `last`. Raises StorageError."""
         held = [key.partition("/")[2] for key in await self._records.scan("hold/", f"hold/{last}", limit=100_000)]
         while True:
             keys = await self._records.scan("tag/", f"tag/{last}", _PAGE)
@@ -321,7 +353,8 @@ class Control:
         return None
 
 
-def _fits(one: StickyTag, wanted: Wanted) -> bool:
+def fits(one: StickyTag, wanted: Wanted) -> bool:
+    """Is it one of those that are wanted?"""
     named = (one.repository, one.tag)
     return (
         (wanted.pattern is None or fnmatchcase(_text(named), wanted.pattern))
@@ -332,6 +365,12 @@ def _fits(one: StickyTag, wanted: Wanted) -> bool:
         and (not wanted.held or one.hold is not None)
         and (not wanted.unchecked or one.unchecked is not None)
     )
+
+
+def _written(done: bool) -> None:
+    """What is in force when the call returns has to be in the store: raise StorageError where it is not."""
+    if not done:
+        raise StorageError(_UNWRITABLE)
 
 
 def _text(named: Named) -> str:

@@ -16,8 +16,8 @@ from proxy.cache.history import History
 from proxy.cache.manifests import Manifests
 from proxy.cache.records import HistoryRecord, TagRecord, history_key, named_in, tag_key
 from proxy.oci.digest import Digest
-from proxy.storage.base import BlobStore
-from proxy.upstream.errors import UpstreamError
+from proxy.storage.base import BlobStore, StorageError
+from proxy.upstream.errors import UpstreamError, UpstreamFailure
 
 _log = logging.getLogger("pullthrough.cache")
 
@@ -50,6 +50,9 @@ class Drift:
         self._configured = configured
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
+        self._claimed = False
+        # When each that is in use was last asked for by this process, whatever came of it.
+        self._asked: dict[Named, float] = {}
 
     def start(self) -> None:
         """Check from now on, whenever something is due."""
@@ -60,21 +63,31 @@ class Drift:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._store.release(_CLAIM)
+        if self._claimed:
+            self._store.release(_CLAIM)
 
     async def check(self) -> int:
-        """Look at every tag that is due; gives how many were looked at. Nothing where another process does it."""
-        if not self._store.claim(_CLAIM):
+        """Look at every tag that is due; gives how many were asked for. Nothing where another process does it.
+
+        Raises StorageError.
+        """
+        self._claimed = self._claimed or self._store.claim(_CLAIM)
+        if not self._claimed:
             return 0
         due = [one async for one in self._due()]
+        self._asked = {named: at for named, at in self._asked.items() if self._clock() - at < _IN_USE}
         failing: set[str] = set()
-        for place, (named, ask, interval) in enumerate(due):
-            if ask.repository.registry not in failing and not await self._look(named, ask):
-                failing.add(ask.repository.registry)
-            if place + 1 < len(due):
+        asked = 0
+        for named, ask, interval in due:
+            if ask.repository.registry in failing:
+                continue
+            if asked:
                 # Spread over half of the interval, so that a thousand tags are no burst.
                 await asyncio.sleep(min(_LONGEST_PAUSE, interval / 2 / len(due)))
-        return len(due)
+            asked += 1
+            if not await self._look(named, ask):
+                failing.add(ask.repository.registry)
+        return asked
 
     async def _look(self, named: Named, ask: Ask) -> bool:
         """Look at one; False where others of the registry need not be looked at either now."""
@@ -83,7 +96,11 @@ class Drift:
             record = await self._manifests.look(ask, tag, fetch=False)
         except UpstreamError as error:
             _log.debug("%s:%s could not be checked for drift: %s", repository, tag, error)
-            return False
+            if isinstance(error, UpstreamFailure):
+                return False
+            # It concerns this tag alone, which is asked for again when its time has come.
+            self._asked[named] = self._clock()
+            return True
         if record.upstream_digest is not None:
             self._history.seen(repository, tag, record.upstream_digest)
         return True
@@ -108,15 +125,19 @@ class Drift:
         if ask is None or not ask.lifetimes.drift_interval:
             return None
         served = max((one.last for one in history.digests if one.pulls), default=0.0)
-        looked = max(record.checked, record.looked)
-        if now - served >= _IN_USE or 0 <= now - looked < ask.lifetimes.drift_interval:
+        interval = ask.lifetimes.drift_interval
+        # One by one: where the clock was set back, what lies ahead says nothing.
+        looked = (record.checked, record.looked, self._asked.get(named, 0.0))
+        if now - served >= _IN_USE or any(0 <= now - at < interval for at in looked):
             return None
-        return ask, ask.lifetimes.drift_interval
+        return ask, interval
 
     async def _check_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
             try:
                 await self.check()
+            except StorageError as error:
+                _log.debug("no check for drift: %s", error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the next one is to be made
                 _log.error("a check for drift failed", exc_info=error)

@@ -35,7 +35,7 @@ from proxy.policy.freshness import CacheState, Freshness, Verdict, freshness
 from proxy.telemetry.events import StaleServed, Tell
 from proxy.upstream.budgets import Budgets
 from proxy.upstream.client import Upstream
-from proxy.upstream.errors import UpstreamFailure
+from proxy.upstream.errors import UpstreamFailure, UpstreamMissing
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +231,10 @@ class Manifests:
             {tag_key(ask.repository, tag): record.dump()}, only_while=(pushed_key(ask.repository), generation)
         )
 
-    async def _revalidate(self, ask: Ask, tag: str, record: TagRecord, content: Content, state: Freshness) -> _Outcome:
-        seen = await self._origin.head(ask, tag, content)
+    async def _revalidate(
+        self, ask: Ask, tag: str, record: TagRecord, content: Content, state: Freshness, pulls: bool = True
+    ) -> _Outcome:
+        seen = await self._origin.head(ask, tag, content, pulls)
         now = self._clock()
         if seen.digest == content.digest:
             confirmed = replace(record, checked=now, upstream_digest=None, in_doubt=False, kept_back=None)
@@ -274,14 +276,15 @@ class Manifests:
     async def look(self, ask: Ask, tag: str, fetch: bool) -> TagRecord:
         """What the upstream has for `tag` now, however fresh the entry is; with `fetch` a manifest it moved to is had.
 
-        Without it the entry stays what it is, and says from now on that the tag has moved. Raises UpstreamError;
-        PullKept, without having asked, where nobody is to `fetch` and nothing is left of the rate limit.
+        Without it the entry stays what it is, and says from now on that the tag has moved; then nobody is asked while
+        the upstream is left alone, nor by GET. Raises UpstreamError; PullKept, without having asked, where nobody is to
+        `fetch` and nothing is left of the rate limit.
         """
         if not fetch and not self._budgets.allows(ask.repository.registry, ask.principal, "check"):
             raise PullKept("429", f"{ask.repository.registry}: nothing is left of the pull limit")
         outcome, _ = await self._attempts.run(
             ask, tag, ("look", ask.principal.limited_as, ask.repository, tag, fetch),
-            lambda: self._look(ask, tag, fetch), False,
+            lambda: self._look(ask, tag, fetch), not fetch, not fetch,
         )  # fmt: skip
         assert outcome.record is not None  # noqa: S101 - what `_look` gives
         return outcome.record
@@ -291,12 +294,21 @@ class Manifests:
         known = await self._know_tag(ask, tag, False)
         record, now = known.record, self._clock()
         if record is None or known.content is None:
-            content = await (self._origin.get(ask, tag) if fetch else self._origin.head(ask, tag))
+            content = await (self._origin.get(ask, tag) if fetch else self._origin.head(ask, tag, pulls=False))
             outcome = _Outcome(content, CacheState.MISS, TagRecord(str(content.digest), now, now, looked=now))
+            if not fetch:
+                # It went while this was under way: the next request asks for it.
+                return outcome
         else:
             # The entry's own time is what a request would ask again for; whoever looks wants the upstream's word now.
             state = Freshness.EXPIRED if fetch else Freshness.FRESH
-            outcome = await self._revalidate(ask, tag, record, known.content, state)
+            try:
+                outcome = await self._revalidate(ask, tag, record, known.content, state, pulls=fetch)
+            except UpstreamMissing:
+                if fetch:
+                    raise
+                # It stays what it is until its time ends, like one that has moved.
+                outcome = _Outcome(known.content, CacheState.HIT, record)
             outcome = replace(outcome, record=replace(outcome.record or record, looked=now))
         assert outcome.record is not None  # noqa: S101 - set above
         await self._write(ask, tag, outcome.record, generation)

@@ -131,10 +131,11 @@ class ManifestOrigin:
             self._useless[registry] = str(error)
             _log.warning("%s: pulling without the proxy's credential: %s", registry, error)
 
-    async def head(self, ask: Ask, reference: TagOrDigest, known: Content | None = None) -> Content:
+    async def head(self, ask: Ask, reference: TagOrDigest, known: Content | None = None, pulls: bool = True) -> Content:
         """The manifest's head, which costs no pull; by GET where the upstream's HEAD does not say enough.
 
         Where it names the digest of `known`, which was checked, it only confirms: type and size stay what they are.
+        Without `pulls` a HEAD that does not say enough is UpstreamRejected.
         """
         generation = await self._records.generation(ask.repository)
         try:
@@ -149,6 +150,8 @@ class ManifestOrigin:
                 # Confirmed content is kept on.
                 await self._records.put({manifest_key(known.digest): known.body})
             content = known
+        if content is None and not pulls:
+            raise UpstreamRejected(405, f"{ask.repository.registry} does not say by HEAD what {reference} is")
         if content is None:
             return await self._get(ask, reference)
         member = await self._rights.grant(ask, content.digest, content.media_type, content.size, generation)

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import aiohttp
 import click
+
+from proxy.settings import check_url
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -23,10 +25,11 @@ class AdminError(Exception):
 
 
 def _url(_context: click.Context, _option: click.Parameter, value: str) -> str:
-    parts = urlsplit(value if "://" in value else f"http://{value}")
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise click.BadParameter("not a URL such as http://127.0.0.1:5001")
-    return parts.geturl().rstrip("/")
+    try:
+        url = check_url(value if "://" in value else f"http://{value}")
+    except ValueError as error:
+        raise click.BadParameter("not a URL such as http://127.0.0.1:5001") from error
+    return url
 
 
 def admin_options(command: _Command) -> _Command:
@@ -77,9 +80,9 @@ class AdminClient:
             raise AdminError(f"{self._admin} does not answer: {error or type(error).__name__}") from error
         try:
             answer = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AdminError(f"{url} answered {status}, and no JSON: is that the admin listener?") from error
-        if status >= 400:
+        if status >= 400 or not isinstance(answer, dict):
             what = answer.get("error") if isinstance(answer, dict) else None
             raise AdminError(str(what or f"{url} answered {status}"))
         return answer

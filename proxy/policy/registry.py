@@ -88,8 +88,8 @@ def parse_reference(registries: Registries, text: str) -> Reference:
     digest = Digest.parse(after) if at else None
     name, colon, tag = named.rpartition(":")
     if not colon or "/" in tag:
-        name, tag = named, "" if at else "latest"
-    if tag:
+        name, colon, tag = named, "", "" if at else "latest"
+    if tag or colon:
         parse_tag_or_digest(tag)
     first = name.partition("/")[0].lower()
     names_one = "/" in name and ("." in first or ":" in first or first == "localhost")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -14,6 +15,8 @@ from proxy.server.status import CHALLENGE, StatusPage
 from proxy.storage.base import Usage
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.shared import SharedMetrics
+
+_log = logging.getLogger("pullthrough.server")
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _API = "/api/v1/"
@@ -84,6 +87,12 @@ class Admin:
             answer = await self._backend(asked)
         except ApiError as error:
             answer = failed(error.status, str(error))
+        except ConnectionError:
+            # The client left in its body: there is nobody to answer.
+            raise
+        except Exception as error:  # noqa: BLE001 - whoever asked reads JSON, and operators one line
+            _log.error("%s %s failed", request.method, request.rel_url.raw_path, exc_info=error)
+            answer = failed(500, "the proxy failed to answer this request")
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
         if answer.status == 401:
             headers["WWW-Authenticate"] = CHALLENGE

@@ -3,14 +3,15 @@
 Every change leaves an audit line: what, which, by whom.
 """
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from proxy.cache.control import CannotHold, Control, Named, Refreshed, StickyTag, Wanted
+from proxy.cache.control import CannotHold, Control, Named, Refreshed, StickyTag, TooMany, Wanted, fits
 from proxy.cache.records import NodesRecord, Served
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
@@ -24,8 +25,13 @@ _MOST = 1000
 _USUAL = 100
 # No command concerns more tags than this at once.
 _MOST_MATCHING = 10_000
+# References are shorter, and so are patterns that somebody wrote, in characters.
+_LONGEST_TEXT = 1024
+# A page of tags ends at the one that brings it to so many clients: it is sent between processes, whole.
+_MOST_NODES = 20_000
 _LONGEST_LINE = 20
 _PATTERN = frozenset("*?[")
+_LAST_SECOND = 253402300799.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +85,32 @@ class Api:
         self._stats = stats
         self._clock = clock
         self._warm = warm
+        self._changes: set[asyncio.Task[ApiResponse]] = set()
 
     async def answer(self, request: ApiRequest) -> ApiResponse:
-        """Answer one request; every error is an answer too."""
+        """Answer one request; every error is an answer too. A change comes to its end, whoever leaves meanwhile."""
+        if request.method == "GET":
+            return await self._try(request)
+        change = asyncio.get_running_loop().create_task(self._try(request), name="change by an operator")
+        self._changes.add(change)
+        change.add_done_callback(self._changes.discard)
+        return await asyncio.shield(change)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        for change in self._changes:
+            change.cancel()
+        await asyncio.gather(*self._changes, return_exceptions=True)
+
+    async def _try(self, request: ApiRequest) -> ApiResponse:
         try:
             if request.path.split("/")[0] == "warm":
                 return await self._warm(request)
             return ApiResponse(200, await self._answer(request))
         except ApiError as error:
             return failed(error.status, str(error))
+        except TooMany as error:
+            return failed(400, str(error))
         except OCIError as error:
             return failed(400, error.message)
         except StorageError as error:
@@ -121,23 +144,28 @@ class Api:
     # Tags.
 
     async def _tags(self, query: Mapping[str, str]) -> Any:
-        cluster, with_nodes = query.get("cluster", ""), _flag(query, "nodes")
+        cluster, with_nodes, n = query.get("cluster", ""), _flag(query, "nodes"), _number(query, "n", _USUAL)
         if cluster and cluster not in self._clusters():
             raise ApiError(400, f"there is no cluster {cluster}")
-        if "reference" in query and not _PATTERN & set(query["reference"]):
-            found = [await self._control.tag(self._named(query["reference"]), cluster)]
-            found = [one for one in found if one.digest is not None or one.history.digests]
-            more = False
+        pattern = _text_in(query, "reference")
+        wanted = Wanted(
+            pattern, query.get("registry"), _text_in(query, "repository"), cluster,
+            _flag(query, "drifted"), _flag(query, "held"), _flag(query, "unchecked"),
+        )  # fmt: skip
+        if pattern is not None and not _PATTERN & set(pattern):
+            one = await self._control.tag(self._named(pattern), cluster)
+            known = one.digest is not None or one.history.digests
+            found = [one] if known and fits(one, replace(wanted, pattern=None)) else []
         else:
-            n = _number(query, "n", _USUAL)
-            wanted = Wanted(
-                query.get("reference"), query.get("registry"), query.get("repository"), cluster,
-                _flag(query, "drifted"), _flag(query, "held"), _flag(query, "unchecked"),
-            )  # fmt: skip
-            found = await self._control.tags(wanted, n + 1, query.get("last", ""))
-            found, more = found[:n], len(found) > n
-        tags = [await self._described(one, with_nodes) for one in found]
-        return {"tags": tags} | ({"last": tags[-1]["reference"]} if more else {})
+            found = await self._control.tags(wanted, n + 1, _text_in(query, "last") or "")
+        tags: list[dict[str, Any]] = []
+        nodes = 0
+        for one in found[:n]:
+            if nodes >= _MOST_NODES:
+                break
+            tags.append(await self._described(one, with_nodes))
+            nodes += sum(len(digest.get("nodes", ())) for digest in tags[-1]["history"])
+        return {"tags": tags} | ({"last": tags[-1]["reference"]} if len(tags) < len(found) else {})
 
     async def _described(self, one: StickyTag, with_nodes: bool) -> dict[str, Any]:
         history = []
@@ -204,6 +232,7 @@ class Api:
 
     def _reference(self, text: str) -> Reference | None:
         """The reference; None where the text is a pattern."""
+        _checked(text, "reference")
         return None if _PATTERN & set(text) else parse_reference(self._registries(), text)
 
     @staticmethod
@@ -218,7 +247,7 @@ class Api:
 
     async def _list_blobs(self, query: Mapping[str, str]) -> Any:
         n = _number(query, "n", _USUAL)
-        found = await self._blobs.listed(query.get("last", ""), n + 1)
+        found = await self._blobs.listed(_text_in(query, "last") or "", n + 1)
         blobs = [
             {
                 "digest": str(one.digest), "size": one.size, "stored": rfc3339(one.stored), "used": rfc3339(one.used),
@@ -245,8 +274,9 @@ def failed(status: int, message: str) -> ApiResponse:
 
 
 def rfc3339(at: float) -> str:
-    """Unix seconds as people and machines both read them (RFC 3339)."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    """Unix seconds as people and machines both read them (RFC 3339); what is beyond the calendar is its end."""
+    told = datetime.fromtimestamp(min(max(at, 0.0), _LAST_SECOND), UTC)
+    return told.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def tag_as_json(one: StickyTag, now: float) -> dict[str, Any]:
@@ -332,9 +362,19 @@ def _text_of(request: ApiRequest) -> str:
     return text
 
 
+def _text_in(query: Mapping[str, str], name: str) -> str | None:
+    return _checked(query[name], name) if name in query else None
+
+
+def _checked(text: str, name: str) -> str:
+    if len(text) > _LONGEST_TEXT or not text.isprintable():
+        raise ApiError(400, f"{name} is to be no longer than {_LONGEST_TEXT} printable characters")
+    return text
+
+
 def _number(query: Mapping[str, str], name: str, usual: int) -> int:
     text = query.get(name, str(usual))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= _MOST):
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= _MOST):
         raise ApiError(400, f"{name} is to be a number from 1 to {_MOST}")
     return int(text)
 

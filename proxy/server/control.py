@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _LONGEST = 64 * 1024 * 1024
+# For the name and the number, in bytes.
+_ROOM = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,10 @@ class Message:
     value: Any = None
     # An answer has the number of what it answers.
     number: int = 0
+
+
+class MessageTooLong(ValueError):
+    """Nothing was sent: the other end would take it for the end of all sense."""
 
 
 class Channel:
@@ -42,8 +48,10 @@ class Channel:
         return cls(*await asyncio.open_connection(sock=end, limit=_LONGEST))
 
     def post(self, message: Message) -> None:
-        """Send it without waiting, whether the other end reads or not."""
+        """Send it without waiting, whether the other end reads or not. Raises MessageTooLong."""
         value = base64.b64encode(pickle.dumps(message.value))
+        if len(value) > _LONGEST - _ROOM:
+            raise MessageTooLong(f"{len(value)} bytes are more than processes say to each other at once")
         self._writer.write(f"{message.name} {message.number} ".encode() + value + b"\n")
 
     @property
@@ -52,7 +60,7 @@ class Channel:
         return self._writer.transport.get_write_buffer_size()
 
     async def send(self, message: Message) -> None:
-        """Send it, and wait while the other end is behind."""
+        """Send it, and wait while the other end is behind. Raises MessageTooLong."""
         self.post(message)
         await self._writer.drain()
 

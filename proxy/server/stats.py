@@ -25,12 +25,12 @@ def part(
     limits: Mapping[str, Mapping[str, object] | None],
     circuits: Iterable[tuple[Scope, Circuit]],
     fills: Iterable[Fill],
-    counts: Counts,
+    counts: Counts | None,
     now: float,
 ) -> dict[str, Any]:
     """What one process that serves knows: how upstreams fail it, what it downloads, and the tags, which all share.
 
-    `limits`: by registry, what is left of its rate limit.
+    `limits`: by registry, what is left of its rate limit; `counts` is None where they cannot be counted now.
     """
     failing = _circuits_as_json(circuits, now)
     return {
@@ -38,13 +38,17 @@ def part(
             registry: {"failing": failing.get(registry, []), "rate_limit": limit} for registry, limit in limits.items()
         },
         "fills": [_fill_as_json(fill, now) for fill in fills],
-        "tags": {
-            "known": counts.known,
-            "drifted": sum(counts.drifted.values()),
-            "held": counts.held,
-            "unchecked": counts.unchecked,
-            "drifted_by_registry": counts.drifted,
-        },
+        "tags": _counts_as_json(counts) if counts is not None else None,
+    }
+
+
+def _counts_as_json(counts: Counts) -> dict[str, Any]:
+    return {
+        "known": counts.known,
+        "drifted": sum(counts.drifted.values()),
+        "held": counts.held,
+        "unchecked": counts.unchecked,
+        "drifted_by_registry": counts.drifted,
     }
 
 
@@ -112,7 +116,7 @@ def overview(
         ],
         "upstreams": [_upstream(settings, registry, parts, counts) for registry in settings.upstreams],
         "fills": _fills(parts),
-        "tags": parts[0]["tags"] if parts else None,
+        "tags": next((part["tags"] for part in parts if part["tags"] is not None), None),
         "warm": parts[0].get("warm", []) if parts else [],
     }
 
@@ -236,6 +240,7 @@ class Machine:
 
     async def drift(self) -> Mapping[str, int] | None:
         """By registry, how many tags are known to be other ones upstream; None where nobody can tell now."""
-        told = [answer.body for answer in await self._ask_all(ApiRequest(*_STATS)) if answer.status == 200]
-        drifted: Mapping[str, int] | None = told[0]["tags"]["drifted_by_registry"] if told else None
+        told = [answer.body["tags"] for answer in await self._ask_all(ApiRequest(*_STATS)) if answer.status == 200]
+        found = next((tags for tags in told if tags is not None), None)
+        drifted: Mapping[str, int] | None = found["drifted_by_registry"] if found is not None else None
         return drifted

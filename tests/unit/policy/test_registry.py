@@ -1,4 +1,4 @@
-"""Which registry a request means: the four ways, their order, prefixes, library/ and what is not allowed."""
+"""Which registry a request means: the four ways, their order, prefixes, library/, what is not allowed; references."""
 
 import pytest
 from hypothesis import given
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from proxy.oci.errors import OCIError
 from proxy.oci.reference import Repository
-from proxy.policy.registry import Asked, Registries, choose_repository
+from proxy.policy.registry import Asked, Registries, choose_repository, parse_reference
 from proxy.settings import UpstreamSettings
 
 UPSTREAMS = {
@@ -129,3 +129,127 @@ def test_only_configured_registries_are_ever_chosen(name: str, ns: str | None, h
 def test_the_tls_server_name(name: str, ns: str | None, host: str, wanted: str) -> None:
     """It stands where the Host names no registry: behind that, before the path."""
     assert str(choose_repository(REGISTRIES, None, Asked(ns, host, name, "ghcr.io"))) == wanted
+
+
+# References as people write them.
+
+MANY = Registries.of(
+    UPSTREAMS
+    | {
+        "localhost:5000": UpstreamSettings(url="http://localhost:5000"),
+        "10.1.2.3": UpstreamSettings(url="http://10.1.2.3"),
+    }
+)
+DIGEST = "sha256:" + "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("nginx", "docker.io/library/nginx:latest"),
+        ("nginx:1.27", "docker.io/library/nginx:1.27"),
+        (f"nginx@{DIGEST}", f"docker.io/library/nginx@{DIGEST}"),
+        (f"nginx:1.27@{DIGEST}", f"docker.io/library/nginx:1.27@{DIGEST}"),
+        ("org/app", "docker.io/org/app:latest"),
+        ("docker.io/nginx", "docker.io/library/nginx:latest"),
+        ("index.docker.io/library/nginx:v1", "docker.io/library/nginx:v1"),
+        ("docker.io", "docker.io/library/docker.io:latest"),
+        ("ghcr.io/team/app:V1.0_x-y", "ghcr.io/team/app:V1.0_x-y"),
+        ("GHCR.io/team/app", "ghcr.io/team/app:latest"),
+        ("Index.Docker.IO/nginx:v1", "docker.io/library/nginx:v1"),
+        ("reg.test:5000/app", "reg.test:5000/app:latest"),
+        (f"reg.test:5000/a/b/c:v1@{DIGEST}", f"reg.test:5000/a/b/c:v1@{DIGEST}"),
+        ("local/app:v1", "reg.test:5000/app:v1"),
+        ("localhost:5000/app", "localhost:5000/app:latest"),
+        ("10.1.2.3/app:v1", "10.1.2.3/app:v1"),
+        # A component without a dot or a colon is a part of the repository.
+        ("ghcr/app:v1", "docker.io/ghcr/app:v1"),
+    ],
+)
+def test_references_as_people_write_them(text: str, wanted: str) -> None:
+    """As clients read them: `latest` without tag and digest, docker.io without a registry, aliases, in any case."""
+    reference = parse_reference(MANY, text)
+    assert str(reference) == wanted
+    assert parse_reference(MANY, wanted) == reference
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "NAME_INVALID"),
+        ("/", "NAME_INVALID"),
+        (":v1", "NAME_INVALID"),
+        (f"@{DIGEST}", "NAME_INVALID"),
+        ("Nginx", "NAME_INVALID"),
+        ("ghcr.io/Team/app", "NAME_INVALID"),
+        ("ghcr.io/", "NAME_INVALID"),
+        ("ghcr.io//app", "NAME_INVALID"),
+        ("a:b:c", "NAME_INVALID"),
+        ("../../etc/passwd", "NAME_UNKNOWN"),
+        ("https://ghcr.io/team/app", "NAME_UNKNOWN"),
+        ("ghcr.io/a b", "NAME_INVALID"),
+        ("ghcr.io/app\n:v1", "NAME_INVALID"),
+        ("ghcr.io/" + "a" * 300, "NAME_INVALID"),
+        ("nginx:", "MANIFEST_UNKNOWN"),
+        ("nginx:-x", "MANIFEST_UNKNOWN"),
+        ("nginx:" + "x" * 129, "MANIFEST_UNKNOWN"),
+        ("nginx:v1\n", "MANIFEST_UNKNOWN"),
+        ("nginx:v1@", "DIGEST_INVALID"),
+        ("nginx@latest", "DIGEST_INVALID"),
+        (f"nginx@{DIGEST}@{DIGEST}", "DIGEST_INVALID"),
+        ("nginx@sha256:ABCD", "DIGEST_INVALID"),
+        ("unknown.example/app", "NAME_UNKNOWN"),
+        ("reg.test/app", "NAME_UNKNOWN"),
+        ("reg.test:5001/app", "NAME_UNKNOWN"),
+        ("localhost/app", "NAME_UNKNOWN"),
+    ],
+)
+def test_what_is_no_reference(text: str, code: str) -> None:
+    """An error of the specification, and no guess: a registry that is not configured is not a part of a name."""
+    with pytest.raises(OCIError) as caught:
+        parse_reference(MANY, text)
+    assert caught.value.code == code
+    assert "\n" not in caught.value.message
+
+
+def test_references_where_docker_io_is_not_configured() -> None:
+    """The default is meant, without `library/`; where there is none either, only full references mean something."""
+    upstreams = {"ghcr.io": UpstreamSettings(url="https://ghcr.io", default=True)}
+    assert str(parse_reference(Registries.of(upstreams), "nginx")) == "ghcr.io/nginx:latest"
+    bare = Registries.of({"ghcr.io": UpstreamSettings(url="https://ghcr.io")})
+    assert str(parse_reference(bare, "ghcr.io/nginx")) == "ghcr.io/nginx:latest"
+    with pytest.raises(OCIError, match="names no registry"):
+        parse_reference(bare, "nginx")
+
+
+components = st.from_regex(r"[a-z0-9]{1,4}([._-][a-z0-9]{1,3})?", fullmatch=True)
+
+
+@given(
+    st.sampled_from(["", "docker.io/", "GHCR.io/", "reg.test:5000/", "local/", "localhost:5000/", "10.1.2.3/"]),
+    st.lists(components, min_size=1, max_size=3).map("/".join),
+    st.none() | st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,9}", fullmatch=True),
+    st.none() | st.just(DIGEST),
+)
+def test_what_it_gives_reads_back(registry: str, name: str, tag: str | None, digest: str | None) -> None:
+    """A reference as text, read again, is the same reference: commands can take what the API lists."""
+    text = registry + name + (f":{tag}" if tag else "") + (f"@{digest}" if digest else "")
+    try:
+        reference = parse_reference(MANY, text)
+    except OCIError as error:
+        # The first component looks like a registry that is not there.
+        assert error.code == "NAME_UNKNOWN"
+        return
+    assert parse_reference(MANY, str(reference)) == reference
+    assert reference.tag == (tag or (None if digest else "latest"))
+    assert reference.repository.registry in MANY.names.values()
+
+
+@given(st.text(max_size=60))
+def test_no_text_is_more_than_refused(text: str) -> None:
+    """Whatever it is: a reference that reads back, or one of the specification's errors."""
+    try:
+        reference = parse_reference(MANY, text)
+    except OCIError:
+        return
+    assert parse_reference(MANY, str(reference)) == reference
