@@ -50,10 +50,10 @@ class Operating:
 
     def start(self, stack: contextlib.AsyncExitStack) -> None:
         """Begin what runs by itself; `stack` ends it."""
-        stack.push_async_callback(self._api.close)
         for runs in (self._warming, self._drift):
             stack.push_async_callback(runs.close)
             runs.start()
+        stack.push_async_callback(self._api.close)
 
     async def answer(self, request: ApiRequest) -> ApiResponse:
         """Answer a request of the admin API."""

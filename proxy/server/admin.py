@@ -33,7 +33,7 @@ class Admin:
         metrics: Metrics | SharedMetrics,
         not_ready: Callable[[], str | None],
         usage: Callable[[], Awaitable[Usage | None]],
-        drift: Callable[[], Awaitable[Mapping[str, int]]],
+        drift: Callable[[], Awaitable[Mapping[str, int] | None]],
         access: AdminAccess,
         backend: Backend,
         clock: Callable[[], float] = time.time,
@@ -70,7 +70,8 @@ class Admin:
     async def _render_metrics(self) -> web.Response:
         if (usage := await self._usage()) is not None:
             self._metrics.set_cache(usage.bytes, usage.blobs)
-        self._metrics.set_drift(await self._drift())
+        if (drift := await self._drift()) is not None:
+            self._metrics.set_drift(drift)
         return web.Response(body=await asyncio.to_thread(self._metrics.render), headers={"Content-Type": _METRICS_TYPE})
 
     async def _api(self, request: web.BaseRequest, path: str) -> web.Response:

@@ -30,7 +30,7 @@ def part(
 ) -> dict[str, Any]:
     """What one process that serves knows: how upstreams fail it, what it downloads, and the tags, which all share.
 
-    `limits`: by registry, what is left of its rate limit. `counts` is None where they cannot be counted now.
+    `limits`: by registry, what is left of its rate limit; `counts` is None where they cannot be counted now.
     """
     failing = _circuits_as_json(circuits, now)
     return {
@@ -228,7 +228,6 @@ class Machine:
         self._ask_all = ask_all
         self._workers = workers
         self._started = started
-        self._drifted: Mapping[str, int] = {}
 
     async def answer(self, request: ApiRequest) -> ApiResponse:
         """Answer one request of the API."""
@@ -239,10 +238,9 @@ class Machine:
         workers = self._workers()
         return ApiResponse(200, overview(self._settings(), told, metrics, await self._usage(), self._started, workers))
 
-    async def drift(self) -> Mapping[str, int]:
-        """By registry, how many tags are known to be other ones upstream; what it was where nobody can tell now."""
-        for answer in await self._ask_all(ApiRequest(*_STATS)):
-            if answer.status == 200 and answer.body["tags"] is not None:
-                self._drifted = answer.body["tags"]["drifted_by_registry"]
-                break
-        return self._drifted
+    async def drift(self) -> Mapping[str, int] | None:
+        """By registry, how many tags are known to be other ones upstream; None where nobody can tell now."""
+        told = [answer.body["tags"] for answer in await self._ask_all(ApiRequest(*_STATS)) if answer.status == 200]
+        found = next((tags for tags in told if tags is not None), None)
+        drifted: Mapping[str, int] | None = found["drifted_by_registry"] if found is not None else None
+        return drifted
