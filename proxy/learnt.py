@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from proxy.cache.attempts import Circuits
+from proxy.cache.circuits import Circuits
 from proxy.policy.backoff import Circuit, Scope
 from proxy.policy.budget import Budget, BudgetKey
 from proxy.settings import Settings
