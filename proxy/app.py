@@ -24,6 +24,7 @@ from proxy.cache.changes import Changes
 from proxy.cache.history import History
 from proxy.cache.manifests import Manifests
 from proxy.cache.tags import Lists
+from proxy.cache.turns import Turns
 from proxy.learnt import Learnt
 from proxy.operating import Operating
 from proxy.policy.registry import Registries
@@ -193,7 +194,8 @@ class Application:
         rights = Rights(records, clock)
         history = History(records, clock)
         history.start()
-        manifests = Manifests(upstreams, records, rights, circuits, budgets, clock, tell)
+        turns = Turns(store if worker is not None else None)
+        manifests = Manifests(upstreams, records, rights, circuits, budgets, clock, tell, turns)
         blobs = Blobs(upstreams, store, records, rights, circuits, clock, tell, worker)
         lists = Lists(upstreams, records, rights, circuits, clock, tell)
         changes = Changes(records)

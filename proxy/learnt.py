@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from proxy.cache.attempts import Circuits
+from proxy.cache.circuits import Circuits
 from proxy.policy.backoff import Circuit, Scope
 from proxy.policy.budget import Budget, BudgetKey
 from proxy.settings import Settings
@@ -34,11 +34,14 @@ class Learnt:
         self, settings: Settings, clock: Callable[[], float], tell: Tell, spread: Callable[[object], None]
     ) -> None:
         self.circuits = Circuits(clock)
+        self.circuits.on_change = lambda scope, circuit: spread(CircuitNews(scope, circuit))
         self.budgets = Budgets(clock, tell, _reserves(settings), lambda key, budget: spread(BudgetNews(key, budget)))
 
     def heard(self, news: object) -> None:
         """Another worker has told this."""
         match news:
+            case CircuitNews(scope, circuit):
+                self.circuits.heard(scope, circuit)
             case BudgetNews(key, budget):
                 self.budgets.heard(key, budget)
 

@@ -18,14 +18,16 @@ from proxy.cache.records import (
 )
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
-from proxy.policy.access import Principal, Proof, proof_counts, proof_kept
+from proxy.policy.access import Principal, Proof, proof_counts
 from proxy.policy.freshness import Lifetimes
 from proxy.storage.base import MetadataStore, StorageError, User
 
 _log = logging.getLogger("pullthrough.cache")
 
 _MOST_REFUSED = 8192
+_MOST_KEPT_ON = 65536
 _LOG_INTERVAL = 60.0
+_DAY = 86400.0
 
 Clock = Callable[[], float]
 
@@ -63,6 +65,8 @@ class Records:
         self._store = store
         self._clock = clock
         self._last_logged = 0.0
+        # What was kept on lately, and when.
+        self._kept_on: dict[str, float] = {}
 
     async def get(self, *keys: str) -> list[bytes | None]:
         """The values of `keys`; None for what is absent or cannot be read."""
@@ -88,6 +92,18 @@ class Records:
     async def scan(self, prefix: str, after: str = "", limit: int = 1000) -> list[str]:
         """Keys by prefix, see `MetadataStore.scan`. Raises StorageError: that there are none is an answer too."""
         return await self._store.scan(prefix, after, limit)
+
+    async def keep_on(self, *keys: str) -> None:
+        """Keep what is stored under `keys`, as long as the first one stays what it is: it is in use, and nothing else
+        confirms it where the upstream is offline. Once a day is enough."""
+        now, first = self._clock(), keys[0]
+        if 0 <= now - self._kept_on.get(first, -_DAY) < _DAY:
+            return
+        if len(self._kept_on) >= _MOST_KEPT_ON:
+            self._kept_on.clear()
+        self._kept_on[first] = now
+        found = dict(zip(keys, await self.get(*keys), strict=True))
+        await self.put({key: raw for key, raw in found.items() if raw is not None}, only_while=(first, found[first]))
 
     async def generation(self, repository: Repository) -> bytes | None:
         """What changes whenever something was pushed to `repository` through here; None before the first time."""
@@ -152,8 +168,9 @@ class Rights:
         raw_proof, raw_member = await self._records.get(
             proof_key(ask.principal, ask.repository), member_key(ask.repository, digest)
         )
-        proof = self.proof(ask, raw_proof)
-        return raw_member is not None and proof_counts(proof, ask.principal, self._clock(), ask.lifetimes)
+        proof, member = self.proof(ask, raw_proof), MemberRecord.load(raw_member)
+        is_there = member is not None and member.gone is None
+        return is_there and proof_counts(proof, ask.principal, self._clock(), ask.lifetimes)
 
     async def withdraw(self, ask: Ask, digest: Digest) -> None:
         """What `ask` was answered with were other bytes: that was no answer."""
@@ -164,7 +181,16 @@ class Rights:
         """The upstream answered `ask` with content, or with a list."""
         key = proof_key(ask.principal, ask.repository, what)
         self._refused.pop(key, None)
-        await self._records.put({key: dump_proof(Proof(self._clock()))}, proof_kept(ask.principal, ask.lifetimes))
+        # Every new token of a client makes a row; the others' are few, and count as long as their content where the
+        # upstream goes offline.
+        kept = ask.lifetimes.proofs_kept if ask.principal.kind == "client" else KEEP_CONTENT
+        await self._records.put({key: dump_proof(Proof(self._clock()))}, kept)
+
+    async def keep_on(self, ask: Ask, *keys: str, what: Proved = "content") -> None:
+        """`ask` was served what is stored under `keys`, of an upstream that is offline: see `Records.keep_on`."""
+        # A client's own proof ends as it does while an upstream fails.
+        proofs = () if ask.principal.kind == "client" else (proof_key(ask.principal, ask.repository, what),)
+        await self._records.keep_on(*keys, *proofs)
 
     async def refuse(self, ask: Ask) -> None:
         """The upstream refused `ask`: its proofs end."""

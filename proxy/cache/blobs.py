@@ -11,15 +11,18 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 from proxy.cache.ask import Ask, Clock, Records, Rights, user_of
-from proxy.cache.attempts import Attempts, Circuits
+from proxy.cache.attempts import Attempts
 from proxy.cache.blob_origin import BlobOrigin, is_page, ranges_of
 from proxy.cache.bodies import BlobAnswer, Brought, Present
+from proxy.cache.circuits import Circuits
 from proxy.cache.download import Uncacheable
 from proxy.cache.fill import Fill
+from proxy.cache.known import member_for
 from proxy.cache.means import LeftBehindWrong, Means, OtherSource
+from proxy.cache.missing import KnownMissing
 from proxy.cache.readers import FillReader
 from proxy.cache.records import (
     UNKNOWN_SIZE,
@@ -31,10 +34,10 @@ from proxy.cache.records import (
     wrong_key,
 )
 from proxy.cache.speed import Speed
+from proxy.cache.standing import Standing
 from proxy.oci.digest import Digest
 from proxy.oci.ranges import first_position, starts_past_zero
-from proxy.policy.access import Proof, proof_counts, proof_counts_in_outage
-from proxy.policy.freshness import CacheState, Verdict
+from proxy.policy.freshness import CacheState, Freshness, Verdict, deleted
 from proxy.storage.base import BlobStore, StorageError, StoredBlob
 from proxy.telemetry.events import Tell
 from proxy.upstream.client import Reply, Upstream
@@ -54,14 +57,6 @@ _LOG_INTERVAL = 60.0
 _TROUBLED = 10.0
 
 _log = logging.getLogger("pullthrough.cache")
-
-
-@dataclass(frozen=True, slots=True)
-class _Standing:
-    """What is known of a principal's right to a blob."""
-
-    proof: Proof | None
-    member: MemberRecord | None
 
 
 class Blobs:
@@ -122,19 +117,15 @@ class Blobs:
 
     async def head(self, ask: Ask, digest: Digest, from_records: bool) -> tuple[int, Verdict]:
         """The blob's size, without a fill. `from_records`: what was recorded of it is enough, present or not."""
-        standing = await self._standing(ask, digest)
-        member = standing.member
+        if from_records:
+            # Its bytes would come from the upstream, which has them no more.
+            ask = replace(ask, lifetimes=replace(ask.lifetimes, serve_deleted=False))
+        standing, member = await self._standing(ask, digest)
         known = member is not None and member.size != UNKNOWN_SIZE and (from_records or self._is_here(digest))
-        if known and member is not None and self._counts(ask, standing):
-            return member.size, self._hit(member)
-        usable = known and self._counts_in_outage(ask, standing)
-        try:
-            size = await self._vouch(ask, digest, usable)
-        except UpstreamFailure:
-            if member is None or not usable:
-                raise
-            return member.size, self._hit(member)
-        return size, Verdict(CacheState.REVALIDATED if known else CacheState.MISS, 0.0)
+        if not known or member is None:
+            return await self._vouch(ask, digest, False), Verdict(CacheState.MISS, 0.0)
+        size, verdict = await self._right(ask, digest, standing, member)
+        return member.size if size is None else size, verdict
 
     @asynccontextmanager
     async def past(self, ask: Ask, digest: Digest, range_header: str | None, follow: bool) -> AsyncIterator[Reply]:
@@ -342,39 +333,50 @@ class Blobs:
 
     # Rights.
 
-    async def _standing(self, ask: Ask, digest: Digest) -> _Standing:
+    async def _standing(self, ask: Ask, digest: Digest) -> tuple[Standing, MemberRecord | None]:
         raw_proof, raw_member = await self._records.get(
             proof_key(ask.principal, ask.repository), member_key(ask.repository, digest)
         )
-        return _Standing(self._rights.proof(ask, raw_proof), MemberRecord.load(raw_member))
-
-    def _counts(self, ask: Ask, standing: _Standing) -> bool:
-        return standing.member is not None and proof_counts(standing.proof, ask.principal, self._clock(), ask.lifetimes)
-
-    def _counts_in_outage(self, ask: Ask, standing: _Standing) -> bool:
-        return standing.member is not None and proof_counts_in_outage(
-            standing.proof, ask.principal, self._clock(), ask.lifetimes
-        )
+        member = member_for(ask, raw_member)
+        return Standing(self._rights.proof(ask, raw_proof), member.gone if member is not None else None), member
 
     async def _ensure_right(self, ask: Ask, digest: Digest) -> Verdict:
         """Make sure `ask` may have a blob that is here, asking the upstream by HEAD where that is not known.
 
         Raises UpstreamError.
         """
-        standing = await self._standing(ask, digest)
-        if standing.member is not None and self._counts(ask, standing):
-            return self._hit(standing.member)
-        usable = self._counts_in_outage(ask, standing)
+        standing, member = await self._standing(ask, digest)
+        if member is None:
+            await self._vouch(ask, digest, False)
+            return Verdict(CacheState.REVALIDATED, 0.0)
+        _, verdict = await self._right(ask, digest, standing, member)
+        return verdict
+
+    async def _right(
+        self, ask: Ask, digest: Digest, standing: Standing, member: MemberRecord
+    ) -> tuple[int | None, Verdict]:
+        """The verdict on a member, and its size where the upstream was asked. Raises UpstreamError."""
+        now = self._clock()
+        if standing.freshness(ask, now) is Freshness.FRESH and standing.counts(ask, now):
+            return None, self._hit(member)
+        usable = standing.counts_in_outage(ask, now)
         try:
-            await self._vouch(ask, digest, usable)
-        except UpstreamFailure:
-            if standing.member is None or not usable:
+            return await self._vouch(ask, digest, usable), Verdict(CacheState.REVALIDATED, 0.0)
+        except UpstreamMissing as error:
+            if not standing.counts_when_deleted(ask, now):
                 raise
-            return self._hit(standing.member)
-        return Verdict(CacheState.REVALIDATED, 0.0)
+            age = max(0.0, self._clock() - member.at)
+            return None, deleted("this blob", age, None, not isinstance(error, KnownMissing))
+        except UpstreamFailure:
+            if not usable:
+                raise
+            if ask.lifetimes.offline:
+                await self._rights.keep_on(ask, member_key(ask.repository, digest))
+            return None, self._hit(member)
 
     def _hit(self, member: MemberRecord) -> Verdict:
-        return Verdict(CacheState.HIT, max(0.0, self._clock() - member.at))
+        age = max(0.0, self._clock() - member.at)
+        return Verdict(CacheState.HIT, age) if member.gone is None else deleted("this blob", age, None, False)
 
     async def _vouch(self, ask: Ask, digest: Digest, usable: bool) -> int:
         """The upstream's word that the blob is in this repository, and its size; shared by all who want it."""

@@ -334,7 +334,7 @@ class Control:
         state, ttl, unchecked = Freshness.EXPIRED, 0.0, None
         if record is not None:
             if lifetimes is not None:
-                whole = lifetimes.ttl_of(tag)
+                whole = lifetimes.ttl_of(repository.name, tag)
                 state, ttl = (
                     freshness(record.checked, now, whole, lifetimes.stale_if_error),
                     record.checked + whole - now,

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from proxy.cache.ask import Ask, Records, Rights
-from proxy.cache.attempts import LeftAlone
 from proxy.cache.records import manifest_key
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
@@ -32,6 +31,7 @@ from proxy.telemetry.events import DigestMismatch, Tell, UpstreamPulled
 from proxy.upstream.budgets import Budgets
 from proxy.upstream.client import Call, Reply, Upstream
 from proxy.upstream.errors import (
+    LeftAlone,
     UpstreamError,
     UpstreamFailure,
     UpstreamInvalid,
@@ -178,10 +178,10 @@ async def read_manifest(ask: Ask, reference: TagOrDigest, reply: Reply, tell: Te
         else:
             media_type = await asyncio.to_thread(_checked, digest, body, content_type)
     except ManifestInvalid as error:
-        raise UpstreamInvalid(f"{ask.repository} {reference}: {error}") from error
+        raise UpstreamInvalid(f"{ask.repository} {reference}: {error}", reply.status) from error
     if media_type is None:
         tell(DigestMismatch(ask.repository.registry))
-        raise WrongDigest(f"{ask.repository} {reference}: the manifest's bytes are not those of {digest}")
+        raise WrongDigest(f"{ask.repository} {reference}: the manifest's bytes are not those of {digest}", reply.status)
     return Content(digest, media_type, len(body), body)
 
 
@@ -201,11 +201,11 @@ def _digest_seen(reference: TagOrDigest, reply: Reply) -> Digest | None:
     """The digest that a HEAD speaks of; None where it names none. Raises UpstreamInvalid for an impossible one."""
     named = _named(reply)
     if content_type_of(reply.headers.get("Content-Type", "")) == "text/html":
-        raise UpstreamInvalid(f"the upstream answered {reference} as text/html")
+        raise UpstreamInvalid(f"the upstream answered {reference} as text/html", reply.status)
     if not isinstance(reference, Digest):
         return named
     if named is not None and named.algorithm == reference.algorithm and named != reference:
-        raise UpstreamInvalid(f"the upstream answered {reference} with the head of {named}")
+        raise UpstreamInvalid(f"the upstream answered {reference} with the head of {named}", reply.status)
     # Another algorithm's digest of the same bytes may be named; what was asked for is what was answered.
     return reference
 

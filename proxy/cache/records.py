@@ -124,6 +124,7 @@ class TagRecord(_Record):
     since, so the upstream is to be asked before this is served; while it cannot be, this is the best there is.
     `proved_by`: whose right to it the upstream last confirmed; `looked`: when it was last asked in the background.
     `kept_back`: when it was last seen to differ and was not pulled, to save the pulls that are left.
+    `gone`: when the upstream last said that it has no such tag any more; kept only where some cluster wants it still.
     """
 
     digest: str
@@ -134,6 +135,7 @@ class TagRecord(_Record):
     proved_by: Prover = "client"
     looked: Time = 0.0
     kept_back: Time | None = None
+    gone: Time | None = None
 
     def __post_init__(self) -> None:
         Digest.parse(self.digest)
@@ -189,11 +191,15 @@ class NodesRecord(_Record):
 
 @dataclass(frozen=True, slots=True)
 class MemberRecord(_Record):
-    """Media type and size in bytes as the upstream answered them in this repository, at `at`."""
+    """Media type and size in bytes as the upstream answered them in this repository, at `at`.
+
+    `gone`: when it last said that it is not there any more; kept only where some cluster wants it still.
+    """
 
     media_type: str
     size: int
     at: Time
+    gone: Time | None = None
 
 
 @dataclass(frozen=True, slots=True)

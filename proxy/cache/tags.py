@@ -7,15 +7,16 @@ from typing import Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from proxy.cache.ask import Ask, Clock, Records, Rights
-from proxy.cache.attempts import Attempts, Circuits, LeftAlone
+from proxy.cache.attempts import Attempts
+from proxy.cache.circuits import Circuits
 from proxy.cache.records import ListRecord, list_key, proof_key, pushed_key
 from proxy.oci.manifest import OCI_INDEX, content_type_of
 from proxy.oci.route import PAGE_KEYS
 from proxy.policy.access import proof_counts, proof_counts_in_outage
-from proxy.policy.freshness import CacheState, Freshness, Verdict, freshness
+from proxy.policy.freshness import CacheState, Freshness, Verdict, why_not
 from proxy.telemetry.events import StaleServed, Tell
 from proxy.upstream.client import Call, Reply, Upstream
-from proxy.upstream.errors import UpstreamFailure, UpstreamInvalid
+from proxy.upstream.errors import LeftAlone, UpstreamFailure, UpstreamInvalid
 
 # Nothing larger is held in memory; registries page long before.
 _LIST_LIMIT = 8 * 1024 * 1024
@@ -66,7 +67,7 @@ class Lists:
         lifetimes = ask.lifetimes
         state = Freshness.EXPIRED
         if record is not None:
-            state = freshness(record.fetched, now, lifetimes.tag_ttl, lifetimes.stale_if_error)
+            state = lifetimes.freshness_of(record.fetched, now, lifetimes.tag_ttl)
             if record.generation != generation and state is Freshness.FRESH:
                 # Something was pushed since, or may have been.
                 state = Freshness.STALE
@@ -86,6 +87,8 @@ class Lists:
             if record is None or not usable:
                 raise
             self._tell(StaleServed(ask.repository.registry, failure.reason))
+            if lifetimes.offline:
+                await self._rights.keep_on(ask, key, what="list")
             return record, self._verdict(ask, record, CacheState.STALE, failure)
         return fetched, self._verdict(ask, fetched, CacheState.JOINED if joined else CacheState.MISS)
 
@@ -97,8 +100,16 @@ class Lists:
         self, ask: Ask, record: ListRecord, state: CacheState, failure: UpstreamFailure | None = None
     ) -> Verdict:
         age = max(0.0, self._clock() - record.fetched)
-        detail = f"stale-{failure.reason}" if failure is not None else None
-        return Verdict(state, age, ask.lifetimes.tag_ttl - age, detail, attempted=not isinstance(failure, LeftAlone))
+        if failure is None:
+            return Verdict(state, age, ask.lifetimes.tag_ttl - age)
+        return Verdict(
+            state,
+            age,
+            ask.lifetimes.tag_ttl - age,
+            detail=f"stale-{failure.reason}",
+            warning=f"this list was fetched {int(age)} s ago; the registry {why_not(failure.reason)}",
+            attempted=not isinstance(failure, LeftAlone),
+        )
 
     async def _fetch(self, ask: Ask, question: ListQuestion, key: str, generation: str) -> ListRecord:
         call = Call(
@@ -108,18 +119,20 @@ class Lists:
         async with self._upstreams[ask.repository.registry].request(call) as reply:
             record = await self._record(ask, reply, generation)
         if len(record.body) <= _LARGEST_KEPT:
-            await self._records.put({key: record.dump()}, ask.lifetimes.tag_ttl + ask.lifetimes.stale_if_error)
+            await self._records.put({key: record.dump()}, ask.lifetimes.lists_kept)
         await self._rights.prove(ask, "list")
         return record
 
     async def _record(self, ask: Ask, reply: Reply, generation: str) -> ListRecord:
         media_type = content_type_of(reply.headers.get("Content-Type", ""))
         if not media_type.endswith("json"):
-            raise UpstreamInvalid(f"{ask.repository.registry} answered a list that is not JSON")
+            raise UpstreamInvalid(f"{ask.repository.registry} answered a list that is not JSON", reply.status)
         try:
             body = (await reply.read(_LIST_LIMIT)).decode()
         except UnicodeDecodeError as error:
-            raise UpstreamInvalid(f"{ask.repository.registry} answered a list that is not UTF-8") from error
+            raise UpstreamInvalid(
+                f"{ask.repository.registry} answered a list that is not UTF-8", reply.status
+            ) from error
         return ListRecord(
             media_type, body, self._clock(), next_query(reply.headers.getall("Link", [])),
             reply.headers.get("OCI-Filters-Applied"), generation,

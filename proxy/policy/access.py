@@ -100,13 +100,22 @@ def proof_counts_in_outage(proof: Proof | None, principal: Principal, now: float
         return proof_counts(proof, principal, now, lifetimes)
     if proof is None or _is_over(principal, now):
         return False
-    return abs(now - proof.at) < proof_kept(principal, lifetimes)
-
-
-def proof_kept(principal: Principal, lifetimes: Lifetimes) -> float:
-    """Seconds after which a proof is good for nothing."""
+    if lifetimes.offline and principal.kind != "client":
+        return True
     longer = lifetimes.proof_stale_if_error if principal.kind == "client" else lifetimes.stale_if_error
-    return lifetimes.proof_ttl + longer
+    return abs(now - proof.at) < lifetimes.proof_ttl + longer
+
+
+def proof_counts_when_deleted(proof: Proof | None, principal: Principal, now: float, lifetimes: Lifetimes) -> bool:
+    """Is it good where the upstream says 404, and what it has deleted is served on (`serve_deleted`)?
+
+    A 404 ends no right, and renews none. To a client whose right is not known now it may be a refusal.
+    """
+    if not lifetimes.serve_deleted:
+        return False
+    if principal.kind == "client" or lifetimes.strict_proofs:
+        return proof_counts(proof, principal, now, lifetimes)
+    return proof is not None
 
 
 def is_empty_authorization(header: str) -> bool:

@@ -15,7 +15,8 @@ from typing import Literal
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal
 
-Reason = Literal["connect", "timeout", "5xx", "429"]
+# `offline` opens no circuit: it is the configuration's word.
+Reason = Literal["connect", "timeout", "5xx", "429", "offline"]
 Scope = tuple[str, ...]
 # How the scopes begin that concern one principal and reference.
 OWN = "own"

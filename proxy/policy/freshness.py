@@ -4,7 +4,8 @@
 after that it is stale: good only while the upstream fails; then it is expired.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from enum import Enum, StrEnum
 from fnmatch import fnmatchcase
 
@@ -33,7 +34,12 @@ class Freshness(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
-    """The times, in seconds, that hold for one cluster at one registry."""
+    """The times, in seconds, that hold for one cluster at one registry.
+
+    `refresh_ahead`: a share of a tag's TTL. `tag_rules`: patterns of repositories and of tags, and the TTL where both
+    fit. `offline`: the upstream is never asked. What is stored is every cluster's, so `lists_kept` and `proofs_kept`
+    (of clients' own) say how long it may count for any, `deleted_kept` whether one serves what is gone upstream.
+    """
 
     tag_ttl: float
     stale_if_error: float
@@ -41,22 +47,61 @@ class Lifetimes:
     revalidate_timeout: float
     proof_ttl: float
     proof_stale_if_error: float
-    strict_proofs: bool = False
-    drift_interval: float = 900.0
-    tag_rules: tuple[tuple[str, float], ...] = ()
+    strict_proofs: bool
+    refresh_ahead: float
+    serve_deleted: bool
+    drift_interval: float
+    tag_rules: tuple[tuple[str, str, float], ...]
+    lists_kept: float
+    proofs_kept: float
+    deleted_kept: bool
+    offline: bool = False
 
-    def ttl_of(self, tag: str) -> float:
-        """The tag's own TTL: the first rule whose pattern fits, else `tag_ttl`."""
-        return next((ttl for pattern, ttl in self.tag_rules if fnmatchcase(tag, pattern)), self.tag_ttl)
+    def ttl_of(self, repository: str, tag: str) -> float:
+        """The TTL of `tag` in the repository of that name: the first rule's that fits both, else `tag_ttl`."""
+        return next(
+            (
+                ttl
+                for repositories, tags, ttl in self.tag_rules
+                if fnmatchcase(tag, tags) and fnmatchcase(repository, repositories)
+            ),
+            self.tag_ttl,
+        )
+
+    def is_ahead(self, repository: str, tag: str, age: float) -> bool:
+        """Is a fresh tag, last checked `age` seconds ago, so near its end that it may be refreshed before it?"""
+        return self.refresh_ahead > 0 and age >= self.ttl_of(repository, tag) * (1 - self.refresh_ahead)
+
+    def freshness_of(self, checked: float, now: float, ttl: float) -> "Freshness":
+        """See `freshness`. Where nobody can be asked nothing ends."""
+        state = freshness(checked, now, ttl, self.stale_if_error)
+        return Freshness.STALE if self.offline and state is Freshness.EXPIRED else state
 
 
-def lifetimes_of(base: ManifestSettings, *overrides: ManifestOverrides) -> Lifetimes:
+def lifetimes_of(base: ManifestSettings, *overrides: ManifestOverrides, offline: bool = False) -> Lifetimes:
     """`base` with each of `overrides` laid over it, the last one winning: the upstream's, then the cluster's."""
-    values = {field.name: getattr(base, field.name) for field in fields(Lifetimes)}
+    ours = {field.name for field in fields(Lifetimes)}
+    values = {name: getattr(base, name) for name in ManifestSettings.model_fields if name in ours}
     for override in overrides:
-        values |= {key: value for key in values if (value := getattr(override, key, None)) is not None}
-    values["tag_rules"] = tuple((rule.tags, rule.ttl) for rule in values["tag_rules"])
-    return Lifetimes(**values)
+        values |= {name: value for name in values if (value := getattr(override, name, None)) is not None}
+    values["tag_rules"] = tuple((rule.repositories, rule.tags, rule.ttl) for rule in values["tag_rules"])
+    return Lifetimes(
+        **values,
+        lists_kept=values["tag_ttl"] + values["stale_if_error"],
+        proofs_kept=values["proof_ttl"] + values["proof_stale_if_error"],
+        deleted_kept=values["serve_deleted"],
+        offline=offline,
+    )
+
+
+def side_by_side(clusters: Mapping[str, Lifetimes]) -> dict[str, Lifetimes]:
+    """The lifetimes of several clusters at one registry, so that none of them cuts short what others may still use."""
+    lists = max(one.lists_kept for one in clusters.values())
+    proofs = max(one.proofs_kept for one in clusters.values())
+    deleted = any(one.deleted_kept for one in clusters.values())
+    return {
+        name: replace(one, lists_kept=lists, proofs_kept=proofs, deleted_kept=deleted) for name, one in clusters.items()
+    }
 
 
 def freshness(checked: float, now: float, ttl: float, stale_if_error: float) -> Freshness:
@@ -84,3 +129,14 @@ class Verdict:
     detail: str | None = None
     warning: str | None = None
     attempted: bool = False
+
+
+def why_not(reason: str) -> str:
+    """Of a registry: why it was not asked, for people."""
+    return "is offline by configuration" if reason == "offline" else f"cannot be asked now ({reason})"
+
+
+def deleted(what: str, age: float, ttl: float | None, attempted: bool) -> Verdict:
+    """The verdict on what is served on although it is gone upstream, where it was last seen `age` seconds ago."""
+    warning = f"{what} is gone upstream; it was last seen there {int(age)} s ago"
+    return Verdict(CacheState.STALE, age, ttl, "stale-404", warning, attempted)

@@ -8,7 +8,7 @@ from aiohttp import web
 from proxy.cache.ask import Ask
 from proxy.oci.route import Route
 from proxy.policy.cluster import Client
-from proxy.policy.freshness import CacheState
+from proxy.policy.freshness import CacheState, Verdict
 from proxy.server.pace import Pace
 from proxy.server.refusals import Reason
 from proxy.settings import ClusterSettings, LimitSettings
@@ -33,6 +33,14 @@ class Exchange:
     ask: Ask | None = None
     state: CacheState = CacheState.PASS
     detail: str = ""
+    # What was found for it; whether it goes past the cache in any case; of an error, whether the upstream was asked,
+    # and what it answered.
+    verdict: Verdict | None = None
+    passing: bool = False
+    asked: bool = False
+    fwd_status: int | None = None
+    # The registry it is for, before anybody knows more.
+    chosen: str = ""
     status: int = CLIENT_LEFT
     bytes_sent: int = 0
     head_sent: float | None = None
@@ -47,7 +55,7 @@ class Exchange:
     @property
     def registry(self) -> str:
         """The registry's configured name; empty until it was chosen."""
-        return self.ask.repository.registry if self.ask is not None else ""
+        return self.ask.repository.registry if self.ask is not None else self.chosen
 
     def finished(self, now: float) -> RequestFinished:
         """What is told of this exchange once it is over."""

@@ -118,6 +118,7 @@ class Handlers:
             return _ping(cluster, request.secure, authorization)
         asked = Asked(query.get("ns"), exchange.client.host, route.name, exchange.client.server_name)
         repository = choose_repository(house.registries, cluster.upstreams, asked)
+        exchange.chosen = repository.registry
         check_repository(cluster, repository)
         if house.paces:
             await _take_turn(exchange, house.paces.get(cluster.name))
@@ -169,10 +170,11 @@ class Handlers:
         range_header = _range_header(exchange.request, route)
         answer = await self.house.blobs.open(ask, route.digest, range_header)
         source = answer.source
+        headers = state_headers(exchange, answer.verdict)
         try:
             span = passing.satisfied(range_header, source.size)
             start, stop = span or (0, source.size)
-            headers = state_headers(exchange, answer.verdict) | _blob_headers(route, stop - start)
+            headers |= _blob_headers(route, stop - start)
             if span is not None:
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{source.size}"
             response = web.StreamResponse(status=206 if span is not None else 200, headers=headers)

@@ -19,7 +19,7 @@ from proxy.policy.access import (
     own_principal,
     public_principal,
 )
-from proxy.policy.freshness import Lifetimes, lifetimes_of
+from proxy.policy.freshness import Lifetimes, lifetimes_of, side_by_side
 from proxy.policy.registry import Registries
 from proxy.server.pace import Pace
 from proxy.settings import BACKGROUND, ClusterSettings, Settings
@@ -86,12 +86,11 @@ def lifetimes_table(settings: Settings) -> dict[tuple[str, str], Lifetimes]:
 
     The cluster "" stands for the proxy itself, which goes by the file's and the upstream's.
     """
-    of_the_proxy = {
-        ("", registry): lifetimes_of(settings.manifests, upstream.manifests)
-        for registry, upstream in settings.upstreams.items()
-    }
-    return of_the_proxy | {
-        (cluster.name, registry): lifetimes_of(settings.manifests, upstream.manifests, cluster.manifests)
-        for cluster in settings.clusters
-        for registry, upstream in settings.upstreams.items()
-    }
+    table: dict[tuple[str, str], Lifetimes] = {}
+    for registry, upstream in settings.upstreams.items():
+        ours, offline = (settings.manifests, upstream.manifests), upstream.offline
+        of_all = {"": lifetimes_of(*ours, offline=offline)} | {
+            cluster.name: lifetimes_of(*ours, cluster.manifests, offline=offline) for cluster in settings.clusters
+        }
+        table |= {(cluster, registry): lifetimes for cluster, lifetimes in side_by_side(of_all).items()}
+    return table

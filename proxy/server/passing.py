@@ -24,6 +24,7 @@ _PASSED_ON = (
 
 async def redirect_blob(exchange: Exchange, house: House, ask: Ask, route: BlobRoute) -> web.StreamResponse:
     """metadata-only: 307 to where the upstream redirects, or its bytes as a stream that is kept nowhere."""
+    exchange.passing, exchange.detail = True, "metadata-only"
     range_header = exchange.request.headers.get("Range")
     async with house.blobs.past(ask, route.digest, range_header, follow=False) as reply:
         return await _pass_on(exchange, reply, "metadata-only", {"Docker-Content-Digest": str(route.digest)})
@@ -37,7 +38,9 @@ async def stream_blob(
     Where the upstream ignores the range but says how long the blob is, the range is cut out here: containerd does not
     look whether later chunks are answered with 206 as the first one was.
     """
+    exchange.passing, exchange.detail = True, "cache-trouble"
     async with house.blobs.past(ask, route.digest, range_header, follow=True) as reply:
+        exchange.asked = True
         headers = {"Docker-Content-Digest": str(route.digest)}
         size = reply.content_length
         span = satisfied(range_header, size) if reply.status == 200 and size is not None else None

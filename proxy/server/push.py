@@ -37,7 +37,7 @@ from proxy.server.refusals import Refused, body_too_large
 from proxy.server.respond import state_headers
 from proxy.settings import LimitSettings
 from proxy.telemetry.events import TargetWasRefused
-from proxy.upstream.errors import UpstreamError, UpstreamFailure, UpstreamRejected
+from proxy.upstream.errors import UpstreamError, UpstreamFailure, UpstreamOffline, UpstreamRejected
 from proxy.upstream.push import IN_DOUBT, Push, PushesBusy, PushMethod, PushReply
 
 _log = logging.getLogger("pullthrough.server")
@@ -128,7 +128,10 @@ async def forward_push(exchange: Exchange, house: House, ask: Ask, route: PushRo
     if exchange.deadline is not None:
         # A body takes as long as it takes: from here on it is silence that ends it.
         exchange.deadline.reschedule(None)
-    exchange.detail = "push"
+    exchange.passing, exchange.detail = True, "push"
+    if ask.lifetimes.offline:
+        # Before its body is waited for.
+        raise UpstreamOffline(ask.repository.registry)
     request, registry = exchange.request, ask.repository.registry
     settings = house.settings.upstreams[registry]
     uploads = Uploads(ask.repository, settings.url, (registry, *settings.aliases), house.key)
@@ -148,6 +151,7 @@ async def forward_push(exchange: Exchange, house: House, ask: Ask, route: PushRo
         push.body = await body.whole()
     try:
         reply = await house.upstreams[registry].pushes.send(push)
+        exchange.asked, exchange.fwd_status = True, reply.status
     except UpstreamError as error:
         raise _told(error, exchange, route) from error
     finally:

@@ -6,14 +6,17 @@ import math
 from aiohttp import web
 
 from proxy.cache.download import Uncacheable
+from proxy.cache.missing import KnownMissing
 from proxy.oci.errors import OCIError, error_body
 from proxy.policy.freshness import CacheState, Verdict
 from proxy.server.exchange import Exchange
 from proxy.upstream.errors import (
+    LeftAlone,
     RangeRefused,
     UpstreamError,
     UpstreamFailure,
     UpstreamMissing,
+    UpstreamOffline,
     UpstreamRefused,
     UpstreamRejected,
 )
@@ -37,7 +40,7 @@ def error_response(error: OCIError, exchange: Exchange | None = None) -> web.Res
     if exchange is not None:
         headers = common_headers(exchange) | headers
         if exchange.ask is not None:
-            headers["Cache-Status"] = _error_status(exchange)
+            headers |= _error_headers(exchange)
     body = error_body(error.code, error.message)
     return web.Response(status=error.status, body=body, content_type="application/json", headers=headers)
 
@@ -46,17 +49,43 @@ def oci_error(error: Exception, exchange: Exchange) -> OCIError:
     """What a client is told of `error`. Upstreams' own words stay here; operators get one line of what failed."""
     if isinstance(error, OCIError):
         return error
+    _learn(error, exchange)
     if isinstance(error, UpstreamError):
-        if exchange.route is None or exchange.route.kind != "push":
-            exchange.state = CacheState.MISS
         return _upstream_error(error, exchange)
     if isinstance(error, Uncacheable):
         return OCIError("UNAVAILABLE", "the proxy cannot serve this now")
     if isinstance(error, TimeoutError):
-        exchange.state, exchange.detail = CacheState.MISS, "upstream-timeout"
         return OCIError("UNAVAILABLE", "the registry did not answer in time", status=504)
     _log.error("request %s failed", exchange.request.rel_url.raw_path, exc_info=error)
     return OCIError("UNKNOWN", "the proxy failed to answer this request")
+
+
+def _learn(error: Exception, exchange: Exchange) -> None:
+    """Let the exchange know how `error` came about, for its headers, its metrics and its log line.
+
+    What the cache has is none of the business of those who may not see it, so it is a miss in any case.
+    """
+    exchange.verdict = None
+    if isinstance(error, KnownMissing):
+        exchange.verdict = Verdict(CacheState.HIT, error.age, error.left, "negative")
+        exchange.state, exchange.detail = CacheState.HIT, "negative"
+        return
+    if isinstance(error, UpstreamError | TimeoutError):
+        exchange.asked = not isinstance(error, LeftAlone)
+        if not exchange.passing:
+            exchange.state = CacheState.MISS
+    if isinstance(error, UpstreamError):
+        exchange.fwd_status = error.status
+    if isinstance(error, UpstreamOffline):
+        exchange.detail = "offline"
+    elif isinstance(error, LeftAlone):
+        exchange.detail = f"left-alone-{error.reason}"
+    elif isinstance(error, UpstreamFailure):
+        exchange.detail = f"upstream-{error.reason}"
+    elif isinstance(error, TimeoutError):
+        exchange.detail = "upstream-timeout"
+    elif isinstance(error, Uncacheable):
+        exchange.detail = "cache-trouble"
 
 
 def _upstream_error(error: UpstreamError, exchange: Exchange) -> OCIError:
@@ -78,12 +107,14 @@ def _upstream_error(error: UpstreamError, exchange: Exchange) -> OCIError:
     if isinstance(error, UpstreamRejected):
         return OCIError(error.code or "UNSUPPORTED", f"{registry} refused the request", status=error.status)
     if isinstance(error, UpstreamFailure):
-        exchange.detail = exchange.detail or f"upstream-{error.reason}"
-        return _failure(error, registry)
+        return _failure(error, registry, kind)
     return OCIError("UNKNOWN", f"{registry} could not be asked", status=502)
 
 
-def _failure(error: UpstreamFailure, registry: str) -> OCIError:
+def _failure(error: UpstreamFailure, registry: str, kind: str) -> OCIError:
+    if isinstance(error, UpstreamOffline):
+        rest = "nothing can be pushed to it" if kind == "push" else "and this is not cached for the one who asks"
+        return OCIError("UNAVAILABLE", f"{registry} is offline by the proxy's configuration; {rest}", status=502)
     wait = {"Retry-After": str(max(1, math.ceil(error.retry_after)))} if error.retry_after is not None else {}
     if error.reason == "429":
         return OCIError("TOOMANYREQUESTS", f"{registry} limits requests at present", headers=wait)
@@ -102,7 +133,7 @@ def common_headers(exchange: Exchange) -> dict[str, str]:
 
 def state_headers(exchange: Exchange, verdict: Verdict) -> dict[str, str]:
     """`Age`, `Cache-Status` and `Warning` of an answer; the exchange learns the state for its metrics and log line."""
-    exchange.state = verdict.state
+    exchange.state, exchange.verdict = verdict.state, verdict
     exchange.detail = verdict.detail or ""
     headers = common_headers(exchange) | {"Cache-Status": cache_status(verdict)}
     if verdict.age is not None:
@@ -112,10 +143,19 @@ def state_headers(exchange: Exchange, verdict: Verdict) -> dict[str, str]:
     return headers
 
 
-def _error_status(exchange: Exchange) -> str:
-    """The Cache-Status of an error: where it came from; nothing was stored."""
-    fwd = "miss" if exchange.state is CacheState.MISS else "bypass"
-    return "; ".join([f"pullthrough; fwd={fwd}", *([f"detail={exchange.detail}"] if exchange.detail else [])])
+def _error_headers(exchange: Exchange) -> dict[str, str]:
+    """The Cache-Status of an error, and its Age where it was remembered. Nothing was stored.
+
+    One that the upstream was not asked about has neither `hit` nor `fwd` (RFC 9211, section 2: all of it is optional).
+    """
+    if (verdict := exchange.verdict) is not None:
+        age = {"Age": str(int(verdict.age))} if verdict.age is not None else {}
+        return {"Cache-Status": cache_status(verdict)} | age
+    parts = ["pullthrough"]
+    if exchange.asked:
+        parts.append("fwd=miss" if exchange.state is CacheState.MISS else "fwd=bypass")
+        parts += [f"fwd-status={exchange.fwd_status}"] if exchange.fwd_status is not None else []
+    return {"Cache-Status": "; ".join([*parts, *([f"detail={exchange.detail}"] if exchange.detail else [])])}
 
 
 def cache_status(verdict: Verdict) -> str:

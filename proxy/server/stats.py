@@ -172,7 +172,7 @@ def _upstream(settings: Settings, registry: str, parts: Sequence[Mapping[str, An
     return {
         "registry": registry,
         "url": settings.upstreams[registry].url,
-        "state": _state(failing.values(), bool(requests)),
+        "state": "offline" if settings.upstreams[registry].offline else _state(failing.values(), bool(requests)),
         "failing": sorted(failing.values(), key=lambda one: one["scope"]),
         "rate_limit": max(limits, key=lambda one: str(one["seen"]), default=None),
         "requests": requests,

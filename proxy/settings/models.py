@@ -121,10 +121,18 @@ class CacheSettings(_Model):
 
 
 class TagRule(_Model):
-    """Tags that match the shell pattern `tags` have a TTL of their own; the first rule that fits counts."""
+    """Tags that match the shell pattern `tags` have a TTL of their own; the first rule that fits counts.
+
+    `repositories` is a shell pattern over the repository's name, without the registry's.
+    """
 
     tags: str
     ttl: Duration
+    repositories: Annotated[str, Field(min_length=1)] = "*"
+
+
+# With all of a TTL nothing would ever be served without being asked for again.
+_Ahead = Annotated[Percent, Field(le=0.9)]
 
 
 class ManifestSettings(_Model):
@@ -137,6 +145,8 @@ class ManifestSettings(_Model):
     proof_ttl: Duration = 300.0
     proof_stale_if_error: Duration = 3600.0
     strict_proofs: bool = False
+    refresh_ahead: _Ahead = 0.0
+    serve_deleted: bool = False
     drift_interval: Duration = 900.0
     tag_rules: tuple[TagRule, ...] = ()
 
@@ -151,6 +161,8 @@ class ManifestOverrides(_Model):
     proof_ttl: Duration | None = None
     proof_stale_if_error: Duration | None = None
     strict_proofs: bool | None = None
+    refresh_ahead: _Ahead | None = None
+    serve_deleted: bool | None = None
     tag_rules: tuple[TagRule, ...] | None = None
 
 
@@ -203,6 +215,7 @@ class UpstreamSettings(_Model):
     default: bool = False
     credentials: CredentialSettings | None = None
     token_realms: tuple[RegistryName, ...] = ()
+    offline: bool = False
     manifests: UpstreamManifestOverrides = UpstreamManifestOverrides()
     ca: Path | None = None
     proxy: ProxyUrl | None = None

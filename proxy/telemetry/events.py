@@ -82,7 +82,8 @@ class DigestMismatch:
 
 @dataclass(frozen=True, slots=True)
 class StaleServed:
-    """A stale tag was served; `reason`: connect, timeout, 5xx, 429 (the upstream fails), budget (pulls are kept)."""
+    """What is stale was served; `reason`: connect, timeout, 5xx, 429 (the upstream fails), offline (it is not asked),
+    404 (it is gone there), budget (pulls are kept)."""
 
     registry: str
     reason: str

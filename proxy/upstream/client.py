@@ -39,6 +39,7 @@ from proxy.upstream.errors import (
     UpstreamFailure,
     UpstreamInvalid,
     UpstreamMissing,
+    UpstreamOffline,
     UpstreamRefused,
     UpstreamRejected,
     error_body,
@@ -181,8 +182,10 @@ class Upstream:
         """Send `call` and give its reply; leaving the context ends the connection if the body was not read.
 
         Raises UpstreamRefused (401, 403), UpstreamMissing (404), UpstreamRejected (other 4xx), UpstreamFailure (no
-        connection, no head in time, 429, 5xx) or UpstreamInvalid.
+        connection, no head in time, 429, 5xx), UpstreamInvalid, or UpstreamOffline.
         """
+        if self._settings.offline:
+            raise UpstreamOffline(self.registry)
         async with self.pools.in_use():
             try:
                 async with asyncio.timeout(self._head_limit):
@@ -318,7 +321,7 @@ class Upstream:
         message = f"{self.registry} answered {status} for {call.kind} {call.repository.name}"
         if status in {401, 403} and not self._is_own(response.url):
             # A signed address that is over, or a store that is set up wrong: nothing about the principal's rights.
-            return UpstreamInvalid(f"{message}, at the address it redirected to")
+            return UpstreamInvalid(f"{message}, at the address it redirected to", status)
         if status in {401, 403}:
             if status == 401:
                 # A 403 says that the credential is known, and not for this.
@@ -327,9 +330,9 @@ class Upstream:
             return UpstreamRefused(status, message, challenge)
         wait = retry_after(response.headers.get("Retry-After"), self._clock()) if self._is_own(response.url) else None
         if status == 429 and self._is_own(response.url):
-            return UpstreamFailure("429", message, retry_after=wait)
+            return UpstreamFailure("429", message, retry_after=wait, status=status)
         if status >= 500 or status < 400 or status == 429:
-            return UpstreamFailure("5xx", message, retry_after=wait)
+            return UpstreamFailure("5xx", message, retry_after=wait, status=status)
         if status == 404:
             return UpstreamMissing(message)
         if status == 416:

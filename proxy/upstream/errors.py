@@ -14,7 +14,12 @@ _ERROR_BODY_LIMIT = 64 * 1024
 
 
 class UpstreamError(Exception):
-    """Any answer of an upstream that is not what was asked for. The message is for operators and holds no secret."""
+    """Any answer of an upstream that is not what was asked for. The message is for operators and holds no secret.
+
+    `status`: what it answered with, where it answered.
+    """
+
+    status: int | None = None
 
 
 class UpstreamFailure(UpstreamError):
@@ -24,19 +29,37 @@ class UpstreamFailure(UpstreamError):
     """
 
     def __init__(
-        self, reason: Reason, message: str, *, retry_after: float | None = None, at_token_server: bool = False
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        at_token_server: bool = False,
+        status: int | None = None,
     ) -> None:
         super().__init__(message)
+        self.status = status
         self.reason = reason
         self.retry_after = retry_after
         self.at_token_server = at_token_server
 
 
+class LeftAlone(UpstreamFailure):
+    """The upstream was not asked, since it failed a moment ago."""
+
+
+class UpstreamOffline(LeftAlone):
+    """The upstream is not to be asked at all: it is `offline` in the configuration."""
+
+    def __init__(self, registry: str) -> None:
+        super().__init__("offline", f"{registry} is configured to be offline")
+
+
 class UpstreamInvalid(UpstreamFailure):
     """The upstream answered what no registry may answer (HTML, wrong bytes, a forbidden redirect): as good as a 5xx."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__("5xx", message)
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__("5xx", message, status=status)
 
 
 class TargetRefused(UpstreamInvalid):
@@ -71,6 +94,8 @@ class UpstreamRefused(UpstreamError):
 
 class UpstreamMissing(UpstreamError):
     """404."""
+
+    status = 404
 
 
 class UpstreamRejected(UpstreamError):

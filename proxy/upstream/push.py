@@ -26,6 +26,7 @@ from yarl import URL
 from proxy.oci.errors import code_in_body
 from proxy.oci.reference import Repository
 from proxy.policy.access import ANONYMOUS, Principal
+from proxy.policy.backoff import Reason
 from proxy.policy.budget import retry_after
 from proxy.settings import UpstreamSettings
 from proxy.telemetry.events import TargetWasRefused, Tell, UpstreamAnswered
@@ -35,6 +36,7 @@ from proxy.upstream.errors import (
     TargetRefused,
     UpstreamError,
     UpstreamFailure,
+    UpstreamOffline,
     UpstreamRefused,
     UpstreamRejected,
     error_body,
@@ -116,9 +118,11 @@ class Pushes:
         """Send `push` and give the answer. Where this raises, its `outcome` says whether it may have been done.
 
         Raises UpstreamRefused (401, 403), UpstreamRejected (other 4xx, 404 among them), UpstreamFailure (no connection,
-        silence, 429, 5xx), TargetRefused (a redirect, a realm that is not the upstream's), PushesBusy, or what its body
-        raised.
+        silence, 429, 5xx, offline), TargetRefused (a redirect, a realm that is not the upstream's), PushesBusy, or what
+        its body raised.
         """
+        if self._settings.offline:
+            raise UpstreamOffline(self._registry)
         async with self._pools.in_use(), self._turn():
             try:
                 async with asyncio.timeout(_ANSWER_LIMIT) as deadline:
@@ -241,7 +245,8 @@ class Pushes:
             return UpstreamRefused(status, message, self._auth.for_client(_challenges(response)))
         wait = retry_after(response.headers.get("Retry-After"), self._clock())
         if status == 429 or status >= 500:
-            return UpstreamFailure("429" if status == 429 else "5xx", message, retry_after=wait)
+            reason: Reason = "429" if status == 429 else "5xx"
+            return UpstreamFailure(reason, message, retry_after=wait, status=status)
         return UpstreamRejected(status, message, code_in_body(await error_body(response)))
 
 

@@ -863,7 +863,7 @@ async def test_errors_keep_status_and_code(proxy: Proxy, registry: PushableRegis
     assert found == [(416, "BLOB_UPLOAD_INVALID"), (404, "BLOB_UPLOAD_UNKNOWN"), (400, "DIGEST_INVALID")]
     for answer in (wrong, unknown, digest):
         assert b"own words" not in answer.body
-        assert answer.state == "pullthrough; fwd=bypass; detail=push"
+        assert answer.state == f"pullthrough; fwd=bypass; fwd-status={answer.status}; detail=push"
     assert (await send(proxy, "DELETE", location)).status == 204
 
 

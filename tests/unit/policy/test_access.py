@@ -16,6 +16,7 @@ from proxy.policy.access import (
     own_principal,
     proof_counts,
     proof_counts_in_outage,
+    proof_counts_when_deleted,
     public_principal,
     takes_basic,
 )
@@ -64,6 +65,36 @@ def test_strict_proofs_count_no_longer_in_an_outage(principal: Principal) -> Non
     strict = lifetimes_of(ManifestSettings(strict_proofs=True))
     assert proof_counts_in_outage(Proof(NOW), principal, NOW + 299, strict)
     assert not proof_counts_in_outage(Proof(NOW), principal, NOW + 300, strict)
+
+
+@pytest.mark.parametrize("principal", [ANONYMOUS, OWN])
+def test_offline_a_proof_has_no_end(principal: Principal) -> None:
+    """Of nobody, and of the proxy's own credential; nobody can be asked whether it still counts. Strict ones have."""
+    offline = lifetimes_of(ManifestSettings(), offline=True)
+    assert proof_counts_in_outage(Proof(NOW), principal, NOW + 1e9, offline)
+    assert not proof_counts_in_outage(None, principal, NOW, offline)
+    strict = lifetimes_of(ManifestSettings(strict_proofs=True), offline=True)
+    assert not proof_counts_in_outage(Proof(NOW), principal, NOW + 300, strict)
+
+
+def test_offline_a_clients_own_proof_ends_as_in_any_outage() -> None:
+    """An hour after it would have had to be renewed."""
+    offline = lifetimes_of(ManifestSettings(), offline=True)
+    assert proof_counts_in_outage(Proof(NOW), CLIENT, NOW + 3899, offline)
+    assert not proof_counts_in_outage(Proof(NOW), CLIENT, NOW + 3900, offline)
+
+
+def test_what_is_deleted_is_given_to_those_with_a_proof() -> None:
+    """Nobody's and the proxy's own count without end, a client's as long as it counts unasked; strict ones too."""
+    times = lifetimes_of(ManifestSettings(serve_deleted=True))
+    for principal in (ANONYMOUS, OWN):
+        assert proof_counts_when_deleted(Proof(NOW), principal, NOW + 1e9, times)
+        assert not proof_counts_when_deleted(None, principal, NOW, times)
+        strict = lifetimes_of(ManifestSettings(serve_deleted=True, strict_proofs=True))
+        assert not proof_counts_when_deleted(Proof(NOW), principal, NOW + 300, strict)
+    assert proof_counts_when_deleted(Proof(NOW), CLIENT, NOW + 299, times)
+    assert not proof_counts_when_deleted(Proof(NOW), CLIENT, NOW + 300, times)
+    assert not proof_counts_when_deleted(Proof(NOW), ANONYMOUS, NOW, lifetimes_of(ManifestSettings()))
 
 
 def bearer(claims: object) -> str:

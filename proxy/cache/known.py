@@ -1,0 +1,106 @@
+"""What the store knows of a manifest before an upstream is asked, and what that is worth to the one who asks."""
+
+from dataclasses import dataclass
+
+from proxy.cache.ask import Ask, Clock, Records, Rights
+from proxy.cache.origin import Content
+from proxy.cache.records import (
+    HoldRecord,
+    MemberRecord,
+    TagRecord,
+    hold_key,
+    manifest_key,
+    member_key,
+    proof_key,
+    tag_key,
+)
+from proxy.cache.standing import Standing
+from proxy.oci.digest import Digest
+from proxy.policy.freshness import Freshness
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The content, where it may be given by its membership; of a tag its record (`raw` as it is stored) besides.
+
+    Where a tag is gone, its freshness is that of the upstream's word that it is.
+    """
+
+    standing: Standing
+    content: Content | None
+    record: TagRecord | None = None
+    raw: bytes | None = None
+    freshness: Freshness = Freshness.EXPIRED
+    hold: HoldRecord | None = None
+
+    def is_proved(self, ask: Ask, now: float) -> bool:
+        """Is it known without asking that `ask` may read the repository?"""
+        return self.standing.is_proved(ask, now)
+
+    def is_good(self, ask: Ask, now: float) -> bool:
+        """Is it to be served without asking?"""
+        return self.freshness is Freshness.FRESH and self.standing.counts(ask, now)
+
+    def is_usable(self, ask: Ask, now: float) -> bool:
+        """Has `ask` a right to the content while the upstream fails?"""
+        return self.content is not None and self.standing.counts_in_outage(ask, now)
+
+    def outlives(self, ask: Ask, now: float) -> bool:
+        """Is it to be served although the upstream has just said 404?"""
+        return self.content is not None and self.standing.counts_when_deleted(ask, now)
+
+
+class Knowledge:
+    """Reads it."""
+
+    def __init__(self, records: Records, rights: Rights, clock: Clock) -> None:
+        self._records = records
+        self._rights = rights
+        self._clock = clock
+
+    async def of_digest(self, ask: Ask, digest: Digest, want_body: bool) -> Known:
+        """Of a manifest by its digest."""
+        raw_proof, raw_member, body = await self._records.get(
+            proof_key(ask.principal, ask.repository), member_key(ask.repository, digest), manifest_key(digest)
+        )
+        member = member_for(ask, raw_member)
+        standing = Standing(self._rights.proof(ask, raw_proof), member.gone if member is not None else None)
+        content = _content(digest, member, body, want_body)
+        return Known(standing, content, freshness=standing.freshness(ask, self._clock()))
+
+    async def of_tag(self, ask: Ask, tag: str, want_body: bool) -> Known:
+        """Of a tag."""
+        raw_tag, raw_proof, raw_hold = await self._records.get(
+            tag_key(ask.repository, tag), proof_key(ask.principal, ask.repository), hold_key(ask.repository, tag)
+        )
+        record, proof, hold = TagRecord.load(raw_tag), self._rights.proof(ask, raw_proof), HoldRecord.load(raw_hold)
+        if record is None or (record.gone is not None and not ask.lifetimes.serve_deleted):
+            return Known(Standing(proof), None, hold=hold)
+        digest = Digest.parse(record.digest)
+        raw_member, body = await self._records.get(member_key(ask.repository, digest), manifest_key(digest))
+        member = member_for(ask, raw_member)
+        if member is None:
+            # The manifest went, by a push or by the upstream's word; which one the tag has now is not known.
+            return Known(Standing(proof), None, hold=hold)
+        content, state = _content(digest, member, body, want_body), self._freshness(ask, tag, record)
+        return Known(Standing(proof, record.gone), content, record, raw_tag, state, hold)
+
+    def _freshness(self, ask: Ask, tag: str, record: TagRecord) -> Freshness:
+        ttl, checked = ask.lifetimes.ttl_of(ask.repository.name, tag), record.gone or record.checked
+        state = ask.lifetimes.freshness_of(checked, self._clock(), ttl)
+        return Freshness.STALE if record.in_doubt and state is Freshness.FRESH else state
+
+
+def member_for(ask: Ask, raw: bytes | None) -> MemberRecord | None:
+    """The membership that was stored as `raw`; what is gone is one only for those who are served it on."""
+    member = MemberRecord.load(raw)
+    return None if member is None or (member.gone is not None and not ask.lifetimes.serve_deleted) else member
+
+
+def _content(digest: Digest, member: MemberRecord | None, body: bytes | None, want_body: bool) -> Content | None:
+    """The content as the store has it; None where membership, or a body that is wanted, is missing or damaged."""
+    if member is None:
+        return None
+    if body is not None and digest.matches(body):
+        return Content(digest, member.media_type, len(body), body, member.at)
+    return None if want_body else Content(digest, member.media_type, member.size, None, member.at)
