@@ -18,6 +18,8 @@ Stats = Mapping[str, Any]
 
 _MODES = {"transparent": "manifests and blobs from here", "metadata-only": "blobs straight from the upstream"}
 _UPSTREAM_STATES = {"ok": "good", "failing": "bad", "limited": "bad", "offline": "warn", "unused": "plain"}
+# So many of a warm job's references are named; it may have a thousand.
+_NAMED = 3
 _JOB_STATES = {"queued": "plain", "running": "warn", "done": "good", "failed": "bad", "stopped": "plain"}
 
 
@@ -247,9 +249,7 @@ def _warm(jobs: Sequence[Stats], now: float) -> Markup:
         return section("warm", "Warm jobs", empty("No images are being warmed."))
     rows = [
         [
-            Cell(
-                (figures.several(job["references"], "image"), element("small", element("code", job["id"]))), head=True
-            ),
+            Cell((_references(job["references"]), element("small", element("code", job["id"]))), head=True),
             Cell((badge(_JOB_STATES.get(job["state"], "plain"), job["state"]), element("small", _images(job)))),
             Cell(_job_progress(job)),
             Cell((moment(job["created"], now), element("small", "by ", job["by"]) if job["by"] else None)),
@@ -257,17 +257,22 @@ def _warm(jobs: Sequence[Stats], now: float) -> Markup:
         for job in jobs
     ]
     ids = [f"job-{job['id']}" for job in jobs]
-    return section("warm", "Warm jobs", table("warm", ("Job", "State", "Progress", "Asked for"), rows, ids))
+    return section("warm", "Warm jobs", table("warm", ("Images", "State", "Progress", "Asked for"), rows, ids))
+
+
+def _references(references: Sequence[str]) -> str:
+    more = f" and {figures.count(len(references) - _NAMED)} more" if len(references) > _NAMED else ""
+    return ", ".join(references[:_NAMED]) + more
 
 
 def _images(job: Stats) -> str:
     failed = f", {figures.count(job['failed'])} failed" if job["failed"] else ""
     note = f"; {job['note']}" if job["note"] else ""
-    return f"{figures.count(job['done'])} done{failed}{note}"
+    return f"{figures.count(job['done'])} of {figures.count(len(job['references']))} done{failed}{note}"
 
 
 def _job_progress(job: Stats) -> Content:
-    done, known = job["bytes"], job["bytes_total"]
+    done, known = job["bytes"]["done"], job["bytes"]["total"]
     if job["state"] == "done":
         return _progress(known, known, f"Warm job {job['id']}")
     if job["state"] in {"failed", "stopped"}:

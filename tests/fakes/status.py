@@ -51,8 +51,9 @@ def make_job(**more: Any) -> dict[str, Any]:
     """A warm job of three images, one of them done."""
     return {
         "id": "k3q7", "cluster": "default", "platforms": ["linux/amd64"], "bandwidth": None, "concurrency": 4,
-        "by": "127.0.0.1", "created": at(-30), "references": 3, "state": "running", "started": at(-29), "ended": None,
-        "done": 1, "failed": 0, "bytes": 1 << 20, "bytes_total": 4 << 20, "note": None,
+        "by": "127.0.0.1", "created": at(-30), "references": ["nginx:1", "redis:7", "python:3"],
+        "state": "running", "started": at(-29), "ended": None,
+        "done": 1, "failed": 0, "bytes": {"done": 1 << 20, "total": 4 << 20}, "note": None,
     } | more  # fmt: skip
 
 

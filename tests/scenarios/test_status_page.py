@@ -17,7 +17,10 @@ from proxy.server.admin_access import AdminAccess
 from proxy.server.api import ApiResponse
 from proxy.server.status import HEADERS, STATIC, StatusPage
 from proxy.settings import Address, AdminSettings
-from tests.fakes.server import FakeServer
+from tests.fakes.content import make_image, random_bytes
+from tests.fakes.proxy import Proxy
+from tests.fakes.registry import FakeRegistry
+from tests.fakes.server import FakeServer, Gate
 from tests.fakes.status import NOW, FakeBackend, digest_named, make_tag
 
 ACTOR = "127.0.0.1"
@@ -336,3 +339,43 @@ async def test_a_name_that_points_here_shows_nothing(browser: Browser) -> None:
     async with browser.session.get(browser.pages.url, headers={"Host": "evil.example"}) as response:
         assert response.status == 403
         assert browser.pages.backend.asked == []
+
+
+# A whole proxy: its API says what the page expects.
+
+
+async def pressed(proxy: Proxy, action: str, reference: str) -> str:
+    """Press a button, and give the page that it leads to."""
+    async with proxy.session.post(f"{proxy.admin_url}/tags/{action}", data={"reference": reference}) as response:
+        assert response.status == 200
+        return await response.text()
+
+
+async def test_of_a_whole_proxy(proxy: Proxy, registry: FakeRegistry) -> None:
+    """Tags, history, a hold, an upstream that fails, a fill and a warm job are all there at once."""
+    old, new = make_image(100, seed=1), make_image(100, seed=2)
+    registry.push("team/app", "v1", old)
+    await proxy.get("/v2/team/app/manifests/v1")
+    registry.push("team/app", "v1", new)
+    assert f"is now {new.digest[:19]}…" in await pressed(proxy, "refresh", "registry.test/team/app:v1")
+    assert "is held until" in await pressed(proxy, "hold", f"registry.test/team/app:v1@{old.digest}")
+    digest = registry.put("team/app", "application/octet-stream", random_bytes(2_000_000, 3))
+    registry.pause = gate = Gate(1_000_000)
+    body = asyncio.create_task(proxy.get(f"/v2/team/app/blobs/{digest}"))
+    await gate.reached.wait()
+    async with proxy.session.post(
+        f"{proxy.admin_url}/api/v1/warm", json={"references": ["registry.test/team/app:v1"]}
+    ) as response:
+        assert response.status < 300, await response.text()
+    async with proxy.session.get(proxy.admin_url) as response:
+        text = await response.text()
+        assert response.status == 200
+    assert f'held at <code title="{old.digest}">' in text
+    assert f'title="{new.digest}"' in text
+    assert f'<code title="{digest}">' in text
+    assert "<progress" in text
+    assert re.search("[01] of 1 done", text)
+    gate.open()
+    assert (await body).status == 200
+    assert "is released" in await pressed(proxy, "release", "registry.test/team/app:v1")
+    assert "is forgotten here" in await pressed(proxy, "purge", "registry.test/team/app:v1")

@@ -127,13 +127,24 @@ def test_a_fill_is_not_whole_before_it_is() -> None:
 def test_warm_jobs() -> None:
     """How many images, how far it is in bytes and images, what there is to say of it, who asked and when."""
     text = page(warm=[make_job(failed=1, note="the cache is smaller than the images")]).text["warm"]
-    assert "3 imagesk3q7running1 done, 1 failed; the cache is smaller than the images" in text
+    assert "nginx:1, redis:7, python:3k3q7running1 of 3 done, 1 failed; the cache is smaller than the images" in text
     assert "25 %1.0 MiB of 4.0 MiB30 s agoby 127.0.0.1" in text
     assert "100 %4.0 MiB of 4.0 MiB" in page(warm=[make_job(state="done", done=3)]).text["warm"]
 
 
+def test_a_job_of_many_images() -> None:
+    """Names the first ones."""
+    text = page(warm=[make_job(references=[f"app{number}:v1" for number in range(1000)])]).text["warm"]
+    assert "app0:v1, app1:v1, app2:v1 and 997 morek3q7" in text
+
+
 @pytest.mark.parametrize(
-    "job", [{"state": "queued", "bytes": 0, "bytes_total": 0}, {"bytes": 9, "bytes_total": 9}, {"state": "stopped"}]
+    "job",
+    [
+        {"state": "queued", "bytes": {"done": 0, "total": 0}},
+        {"bytes": {"done": 9, "total": 9}},
+        {"state": "stopped"},
+    ],
 )
 def test_a_job_is_not_whole_before_it_is(job: dict[str, Any]) -> None:
     """Before all manifests are here nobody knows how much there is; what ended early has no progress."""
