@@ -28,7 +28,8 @@ def circuit(reason: Any, failures: int = 1, step: float = 30.0, opened: float = 
 
 
 def said(circuits: dict[Scope, Circuit] | None = None, fills: tuple[Any, ...] = (), known: int = 0) -> dict[str, Any]:
-    told = part(dict.fromkeys(SETTINGS.upstreams), (circuits or {}).items(), (), Counts(known, 1, 2, {"a.test": 3}), NOW)
+    counts = Counts(known, 1, 2, {"a.test": 3})
+    told = part(dict.fromkeys(SETTINGS.upstreams), (circuits or {}).items(), (), counts, NOW)
     return told | {"fills": list(fills)}
 
 
