@@ -1,10 +1,18 @@
-"""How many workers there are, and what each of them goes by."""
+"""How many workers there are, what each of them goes by, and how it obeys."""
 
+import asyncio
 import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
-from proxy.processes import of_one, worker_count
+from proxy.app import StartError
+from proxy.processes import _Words, of_one, worker_count
+from proxy.server import control
+from proxy.server.api import ApiRequest, ApiResponse
+from proxy.server.control import Channel, Message
 from proxy.settings import Settings, UpstreamSettings
 
 
@@ -59,3 +67,87 @@ def test_limits_of_the_machine_are_shared_out_and_those_of_a_client_are_not() ->
     assert mine.clusters[1].limits == Settings.model_validate(document).clusters[1].limits
     document["limits"] = {"max_connections": 0}
     assert of_one(Settings.model_validate(document), 4).limits.max_connections == 0
+
+
+# What the supervisor says to a worker.
+
+
+class Serving:
+    """What a worker answers with; `let` goes before the answer to what waits."""
+
+    def __init__(self) -> None:
+        self.let = asyncio.Event()
+        self.heard_: list[object] = []
+        self.ended = 0
+
+    async def answer(self, request: ApiRequest) -> ApiResponse:
+        try:
+            if request.path == "wait":
+                await self.let.wait()
+        except asyncio.CancelledError:
+            self.ended += 1
+            raise
+        return ApiResponse(200, "x" * 200_000 if request.path == "long" else request.path)
+
+    async def reload(self, settings: object) -> list[str]:
+        if settings == "bad":
+            raise StartError("no such ca")
+        return [f"reloaded {settings}"]
+
+    def heard(self, news: object) -> None:
+        self.heard_.append(news)
+
+
+@asynccontextmanager
+async def obeying() -> AsyncIterator[tuple[Channel, Serving, asyncio.Event]]:
+    """The supervisor's end of a channel to a worker that obeys, what it serves with, and its end."""
+    ours, theirs = socket.socketpair()
+    here, there = await Channel.open(ours), await Channel.open(theirs)
+    serving, stop = Serving(), asyncio.Event()
+    task = asyncio.create_task(_Words(there, serving, stop).obey())  # type: ignore[arg-type]
+    async with asyncio.timeout(20):
+        yield here, serving, stop
+        await here.close()
+        await task
+    await there.close()
+
+
+def ask(path: str, number: int) -> Message:
+    return Message("call", ApiRequest("GET", path), number)
+
+
+async def test_calls_are_answered_side_by_side() -> None:
+    """One that waits holds up neither other calls nor a reload nor the end."""
+    async with obeying() as (channel, serving, stop):
+        for message in (ask("wait", 1), ask("a", 2), Message("news", "n"), Message("reload", "s", 3)):
+            await channel.send(message)
+        said = [await channel.receive() for _ in range(2)]
+        assert sorted((one.number, one.name) for one in said) == [(2, "answer"), (3, "reloaded")]
+        await channel.send(Message("reload", "bad", 4))
+        assert await channel.receive() == Message("refused", "no such ca", 4)
+        assert serving.heard_ == ["n"]
+        await channel.send(Message("drain"))
+        await stop.wait()
+        serving.let.set()
+        assert await channel.receive() == Message("answer", ApiResponse(200, "wait"), 1)
+
+
+async def test_calls_end_with_the_supervisor() -> None:
+    """Nobody is there to be answered."""
+    async with obeying() as (channel, serving, _):
+        await channel.send(ask("wait", 1))
+        await channel.send(ask("a", 2))
+        assert (await channel.receive()).number == 2
+    assert serving.ended == 1
+
+
+async def test_an_answer_that_is_too_long(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Is an error for whoever asked, and one line; the worker goes on."""
+    monkeypatch.setattr(control, "_LONGEST", 100_000)
+    async with obeying() as (channel, _, _):
+        await channel.send(ask("long", 1))
+        told = (await channel.receive()).value
+        assert (told.status, list(told.body)) == (500, ["error"])
+        await channel.send(ask("a", 2))
+        assert (await channel.receive()).value == ApiResponse(200, "a")
+    assert [record.getMessage() for record in caplog.records] == ["the answer to GET /api/v1/long is too long"]

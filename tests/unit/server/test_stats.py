@@ -28,9 +28,8 @@ def circuit(reason: Any, failures: int = 1, step: float = 30.0, opened: float = 
 
 
 def said(circuits: dict[Scope, Circuit] | None = None, fills: tuple[Any, ...] = (), known: int = 0) -> dict[str, Any]:
-    told = part(
-        dict.fromkeys(SETTINGS.upstreams), (circuits or {}).items(), (), Counts(known, 1, 2, {"a.test": 3}), NOW
-    )
+    counts = Counts(known, 1, 2, {"a.test": 3})
+    told = part(dict.fromkeys(SETTINGS.upstreams), (circuits or {}).items(), (), counts, NOW)
     return told | {"fills": list(fills)}
 
 
@@ -227,10 +226,10 @@ async def test_stats_are_asked_of_all_and_the_rest_of_one() -> None:
     assert (await workers.machine.answer(ApiRequest("POST", "stats"))).body == "one"
 
 
-async def test_the_drift_is_what_any_worker_can_tell() -> None:
-    """A worker that fails, or a store that cannot be read, is not the end of all drift: then nobody can tell."""
+async def test_drift_is_told_by_whoever_can_tell() -> None:
+    """A worker that fails, or a store that cannot be read, does not say that there is none."""
     workers = Workers()
-    workers.told = [ApiResponse(200, said() | {"tags": None}), ApiResponse(200, said())]
+    workers.told = [failed(503, "no"), ApiResponse(200, said() | {"tags": None}), ApiResponse(200, said())]
     assert await workers.machine.drift() == {"a.test": 3}
     for told in ([], [failed(503, "no")], [ApiResponse(200, said() | {"tags": None})]):
         workers.told = told

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.server import supervisor
-from proxy.server.control import Channel, Message
+from proxy.server import control, supervisor
+from proxy.server.control import Channel, Message, MessageTooLong
 from proxy.server.listener import ListenError
 from proxy.server.sockets import bind_shared
 from proxy.server.supervisor import Supervisor, WorkerError, pause_before
@@ -318,3 +318,129 @@ async def test_one_for_which_nothing_is_left_is_tried_for_again(make: Make, monk
     os.kill(workers.pids()[0], signal.SIGKILL)
     await until(lambda: workers.ended == [0] and workers.supervisor.serving == 2)
     assert failures == []
+
+
+# Questions, and news from worker to worker.
+
+ANSWERING = """
+    await channel.send(Message("ready", number=said.number))
+    async def answer(message):
+        match message.value:
+            case "who":
+                await channel.send(Message("answer", task.worker, message.number))
+            case "end":
+                raise SystemExit(0)
+            case "hang" if task.worker == 0:
+                pass
+            case "hang":
+                await channel.send(Message("answer", "not hanging", message.number))
+            case "tell":
+                channel.post(Message("news", f"from {task.worker}"))
+                await channel.send(Message("answer", "told", message.number))
+            case "heard":
+                await channel.send(Message("answer", list(heard), message.number))
+            case ("wait", name):
+                waiting[name] = message.number
+            case ("let", name):
+                await channel.send(Message("answer", name, waiting.pop(name)))
+                await channel.send(Message("answer", "let", message.number))
+    heard, waiting = [], {}
+    while (message := await channel.receive()).name != "drain":
+        if message.name == "news":
+            heard.append(message.value)
+        else:
+            await answer(message)
+"""
+
+
+async def test_a_question_is_answered_by_one(make: Make) -> None:
+    """The first one; or by all, in the order of their numbers."""
+    workers = make(ANSWERING)
+    await workers.supervisor.start()
+    assert await workers.supervisor.ask("who", 5.0, again=False) == 0
+    assert await workers.supervisor.ask_all("who", 5.0) == [0, 1]
+
+
+async def test_questions_do_not_wait_for_each_other(make: Make) -> None:
+    """One that takes its time holds up no other, and each has its own answer, in whatever order they come."""
+    workers = make(ANSWERING)
+    await workers.supervisor.start()
+    slow = [asyncio.create_task(workers.supervisor.ask(("wait", name), 20.0, again=False)) for name in "abc"]
+    await asyncio.sleep(0)
+    for name in "cab":
+        assert await workers.supervisor.ask(("let", name), 5.0, again=False) == "let"
+    assert await asyncio.gather(*slow) == ["a", "b", "c"]
+
+
+async def test_one_that_ends_over_a_question(make: Make) -> None:
+    """The next one is asked where that does no harm; otherwise the one who asked is told at once."""
+    workers = make(ANSWERING)
+    await workers.supervisor.start()
+    with pytest.raises(WorkerError):
+        await workers.supervisor.ask("end", 20.0, again=False)
+    await until(lambda: workers.ended == [0] and workers.supervisor.serving == 2)
+    # Both end over it, and then there is nobody left to ask.
+    with pytest.raises(WorkerError):
+        await workers.supervisor.ask("end", 20.0, again=True)
+    await until(lambda: sorted(workers.ended) == [0, 0, 1])
+
+
+async def test_one_that_hangs_over_a_question(make: Make) -> None:
+    """Its time ends and the next one answers; of all, those who answer are heard."""
+    workers = make(ANSWERING)
+    await workers.supervisor.start()
+    assert await workers.supervisor.ask("hang", 0.2, again=True) == "not hanging"
+    with pytest.raises(WorkerError, match="does not answer"):
+        await workers.supervisor.ask("hang", 0.2, again=False)
+    assert await workers.supervisor.ask_all("hang", 0.2) == ["not hanging"]
+    assert await workers.supervisor.ask("who", 5.0, again=False) == 0
+
+
+async def test_nobody_to_ask(make: Make) -> None:
+    """Before the start and after the end."""
+    workers = make(ANSWERING)
+    for _ in range(2):
+        with pytest.raises(WorkerError, match="no worker serves"):
+            await workers.supervisor.ask("who", 5.0, again=True)
+        assert await workers.supervisor.ask_all("who", 5.0) == []
+        if not workers.supervisor.started:
+            await workers.supervisor.start()
+            await workers.supervisor.stop(0.0)
+
+
+async def test_whoever_asked_leaves(make: Make) -> None:
+    """The answer that comes afterwards is nobody's, and the next question has its own."""
+    workers = make(ANSWERING)
+    await workers.supervisor.start()
+    leaving = asyncio.create_task(workers.supervisor.ask(("wait", "a"), 20.0, again=True))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert await workers.supervisor.ask(("let", "a"), 5.0, again=False) == "let"
+    assert await workers.supervisor.ask("who", 5.0, again=False) == 0
+
+
+async def test_news_go_to_all_others(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not back to where they come from; one that does not read them misses them, and holds up nobody."""
+    workers = make(ANSWERING)
+    await workers.supervisor.start()
+    assert await workers.supervisor.ask("tell", 5.0, again=False) == "told"
+    async with asyncio.timeout(20):
+        while await workers.supervisor.ask_all("heard", 5.0) != [[], ["from 0"]]:
+            await asyncio.sleep(0)
+    monkeypatch.setattr(supervisor, "_MOST_NEWS", 0)
+    assert await workers.supervisor.ask("tell", 5.0, again=False) == "told"
+    assert await workers.supervisor.ask_all("heard", 5.0) == [[], ["from 0"]]
+
+
+async def test_what_is_too_long_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other end would take it for the end of all sense; here it is an error, and the next message arrives."""
+    monkeypatch.setattr(control, "_LONGEST", 100_000)
+    async with channels() as (here, there):
+        for size in (75_000, 1_000_000):
+            with pytest.raises(MessageTooLong):
+                await here.send(Message("answer", b"x" * size))
+        await here.send(Message("answer", b"x" * 70_000))
+        await here.send(Message("ready"))
+        assert len((await there.receive()).value) == 70_000
+        assert await there.receive() == Message("ready")
