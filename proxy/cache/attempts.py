@@ -94,9 +94,11 @@ class Attempts(Generic[T]):
             self._circuits.raise_if_hopeless(subject, again=True)
         task, joined = self._start(ask, reference, key, attempt)
         patient = not usable or (not proved and ask.principal.kind == "client")
+        until = asyncio.get_running_loop().time() + (ask.lifetimes.revalidate_timeout if usable else HEAD_LIMIT)
         try:
-            waited = 0.0 if patient else await self._while_patient(ask, key, task, joined)
-            async with asyncio.timeout((ask.lifetimes.revalidate_timeout if usable else HEAD_LIMIT) - waited):
+            if not patient:
+                await self._while_patient(ask, key, task, joined)
+            async with asyncio.timeout_at(until):
                 return await asyncio.shield(task), joined
         except TimeoutError as error:
             failure = UpstreamFailure("timeout", f"{ask.repository.registry} did not answer in time")
@@ -153,8 +155,8 @@ class Attempts(Generic[T]):
             task.add_done_callback(lambda _: ended())
         return task, joined
 
-    async def _while_patient(self, ask: Ask, key: Hashable, task: asyncio.Task[T], joined: bool) -> float:
-        """Wait as long as those do who have not begun the attempt; gives for how many seconds that was.
+    async def _while_patient(self, ask: Ask, key: Hashable, task: asyncio.Task[T], joined: bool) -> None:
+        """Wait as long as those do who have not begun the attempt.
 
         Raises UpstreamFailure where it is time for them to leave, LeftAlone where it was before they came.
         """
@@ -162,7 +164,7 @@ class Attempts(Generic[T]):
         patience = min(max(0.0, _PATIENCE - age), ask.lifetimes.revalidate_timeout)
         await asyncio.wait({task}, timeout=patience)
         if task.done() or not (joined or key in self._following):
-            return patience
+            return
         message = f"{ask.repository.registry} has not answered yet"
         raise UpstreamFailure("timeout", message) if patience else LeftAlone("timeout", message)
 
