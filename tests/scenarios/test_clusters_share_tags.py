@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from proxy.cache.singleflight import SingleFlight
 from proxy.settings import Settings
 from tests.fakes.content import make_image
 from tests.fakes.proxy import Answer, Proxy, running
@@ -89,21 +90,30 @@ async def test_what_the_strict_one_finds_the_others_see(proxy: Proxy, registry: 
     assert [seen.method for seen in registry.seen] == ["GET", "HEAD", "GET"]
 
 
-async def test_joining_an_attempt_that_only_renews_a_proof(proxy: Proxy, registry: FakeRegistry) -> None:
+async def test_joining_an_attempt_that_only_renews_a_proof(
+    proxy: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To the lenient cluster the tag stays what it is, and that it moved is told; the strict one, which waited for the
     same HEAD, gets what the tag is now; and from then on everybody does."""
     registry.push("team/app", "latest", OLD)
     await proxy.get(TAG)
     registry.push("team/app", "latest", NEW)
     proxy.clock.advance(301)
-    gate = Gate(0)
+    gate, has_joined, start = Gate(0), asyncio.Event(), SingleFlight.start
+
+    def watched(flights: SingleFlight[Any], *arguments: Any) -> Any:
+        task, joined = start(flights, *arguments)
+        if joined:
+            has_joined.set()
+        return task, joined
+
+    monkeypatch.setattr(SingleFlight, "start", watched)
     held_at(gate, registry, "HEAD")
     lenient = asyncio.create_task(proxy.get(TAG))
     await gate.reached.wait()
     joined = asyncio.create_task(strict(proxy))
     # It has no stale answer to leave with, so it waits.
-    while sum(task.get_name().startswith("manifest") for task in asyncio.all_tasks()) != 1:
-        await asyncio.sleep(0)
+    await has_joined.wait()
     gate.open()
     kept = await lenient
     assert (kept.body, kept.headers["Age"]) == (OLD.manifest, "301")

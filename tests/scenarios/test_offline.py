@@ -11,7 +11,14 @@ import diskcache
 import pytest
 
 from proxy.cache.drift import Drift
+from proxy.oci.reference import Repository
+from proxy.policy.access import ANONYMOUS
 from proxy.settings import Settings
+from proxy.settings.models import UpstreamSettings
+from proxy.telemetry.events import silent
+from proxy.upstream.client import Call, Upstream
+from proxy.upstream.errors import UpstreamOffline
+from proxy.upstream.push import Push
 from tests.fakes.content import digest_of, make_image
 from tests.fakes.proxy import Proxy, running
 from tests.fakes.registry import FakeRegistry
@@ -176,6 +183,21 @@ async def test_nothing_is_done_in_the_background(
         due.set()
         assert await looked_at == 1
         assert registry.seen == []
+
+
+async def test_not_even_by_mistake(registry: FakeRegistry) -> None:
+    """Whatever becomes of those who decide, the two doors to the network stay shut."""
+    described = UpstreamSettings.model_validate({"url": registry.url, "offline": True})
+    upstream = Upstream("registry.test", described, silent, time.time)
+    await upstream.start()
+    repository = Repository("registry.test", "team/app")
+    with pytest.raises(UpstreamOffline):
+        async with upstream.request(Call("manifest", "GET", repository, ANONYMOUS, "manifests/v1")):
+            pass
+    with pytest.raises(UpstreamOffline):
+        await upstream.pushes.send(Push("DELETE", repository, "/v2/team/app/manifests/v1"))
+    await upstream.close()
+    assert registry.seen == []
 
 
 async def test_it_may_come_back(proxy: Proxy, registry: FakeRegistry, settings: MakeSettings) -> None:
