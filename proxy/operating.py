@@ -38,7 +38,8 @@ class Operating:
         self._drift = Drift(house.manifests, house.history, records, store, lambda: handlers.house, clock)
         means = WarmMeans(
             house.manifests, house.blobs, records, store, asking(lambda: handlers.house),
-            lambda: handlers.house.settings.cache.max_size, clock,
+            lambda: handlers.house.settings.cache.max_size,
+            lambda ask: learnt.budgets.allows(ask.repository.registry, ask.principal, "background"), clock,
         )  # fmt: skip
         self._warming = Warming(means, shared)
         self._warm = WarmApi(self._warming, lambda: handlers.house)

@@ -1,8 +1,8 @@
 """One warm job at work: its references, several at a time, and their blobs.
 
 Invariants:
-- Everything is asked for as a request of the job's cluster would ask for it: the same rights, circuits, budgets, shared
-  attempts and fills.
+- Everything is asked for as a request of the job's cluster would ask for it: the same rights, circuits, shared attempts
+  and fills. Of a rate limit it takes nothing that is kept for what clients wait for.
 - At most `concurrency` references are walked at a time, and at most so many blobs are brought at a time.
 - An upstream that fails is waited for (`policy.patience`): by all references at that registry together, so that a dead
   one does not cost each of them the whole time. What has come stays.
@@ -25,7 +25,7 @@ from proxy.cache.download import Uncacheable
 from proxy.cache.manifests import Manifests
 from proxy.cache.means import OtherSource
 from proxy.cache.origin import Content
-from proxy.cache.records import manifest_key
+from proxy.cache.records import manifest_key, tag_key
 from proxy.cache.speed import Speed
 from proxy.cache.warm_image import CannotWarm, Image, walk
 from proxy.cache.warm_records import ENDED, Item, Items, Job, State, summed
@@ -58,7 +58,9 @@ AskFor = Callable[[str, str], tuple[Ask, TagOrDigest]]
 
 @dataclass(frozen=True, slots=True)
 class WarmMeans:
-    """What jobs work with. `room`: how many bytes the cache may hold at present."""
+    """What jobs work with. `room`: how many bytes the cache may hold at present; `spare`: may a pull be spent on an ask
+    that no client waits for?
+    """
 
     manifests: Manifests
     blobs: Blobs
@@ -66,6 +68,7 @@ class WarmMeans:
     store: BlobStore
     ask_for: AskFor
     room: Callable[[], int]
+    spare: Callable[[Ask], bool]
     clock: Clock
 
 
@@ -156,6 +159,8 @@ class WarmRun:
         await _all(lane() for _ in range(min(self._job.concurrency, len(left))))
 
     async def _manifest(self, ask: Ask, named: TagOrDigest, note: list[str]) -> Content:
+        if not self._means.spare(ask) and not await self._is_known(ask, named):
+            raise UpstreamFailure("429", f"{ask.repository.registry}: the pulls that are left are kept for clients")
         answer = await self._means.manifests.get(ask, named, want_body=True)
         if answer.verdict.state is CacheState.STALE and answer.verdict.detail not in _ON_PURPOSE:
             # Clients are served it; a job would rather wait for what is there now.
@@ -164,6 +169,11 @@ class WarmRun:
         if answer.verdict.warning is not None:
             note.append(answer.verdict.warning)
         return answer.content
+
+    async def _is_known(self, ask: Ask, named: TagOrDigest) -> bool:
+        """Is it here, so that a HEAD is all it may take?"""
+        key = manifest_key(named) if isinstance(named, Digest) else tag_key(ask.repository, named)
+        return await self._means.records.get(key) != [None]
 
     async def _blob(self, number: int, ask: Ask, digest: Digest, size: int) -> None:
         self._reserve(digest, size)

@@ -16,7 +16,7 @@ from tests.fakes.content import Image, digest_of, make_image, random_bytes
 from tests.fakes.crash import copy_as_killed
 from tests.fakes.proxy import Proxy, running
 from tests.fakes.reader import Reader
-from tests.fakes.registry import FakeRegistry, error
+from tests.fakes.registry import WINDOW, FakeRegistry, error
 from tests.fakes.server import Gate
 from tests.scenarios.fills import KIB, MIB, until
 from tests.scenarios.warming import NAME, api, asked, begin, came, ended, job, settled, warm
@@ -312,6 +312,28 @@ async def test_a_blob_that_is_gone_takes_no_room(
 
 
 # An upstream that fails.
+
+
+async def test_pulls_that_are_kept_for_clients(proxy: Proxy, registry: FakeRegistry) -> None:
+    """A job waits while no more is left than the reserve, and goes on with the next window; what is here costs none."""
+    here, cold = make_image(10, seed=11), make_image(10, seed=12)
+    registry.push("team/app", "here", here)
+    registry.push("team/app", "cold", cold)
+    registry.limits = {"": 20}
+    await proxy.get("/v2/team/app/manifests/here")
+    registry.pulled[""] = 18
+    proxy.clock.advance(601)
+    assert (await warm(proxy, f"{NAME}:here"))["state"] == "done"
+
+    named = await begin(proxy, f"{NAME}:cold")
+    while (note := (await job(proxy, named))["items"][0]["note"]) is None:
+        await asyncio.sleep(0)
+    assert "kept for clients" in note
+    assert ("GET", "cold") not in asked(registry)
+    assert (await proxy.get("/v2/team/app/manifests/cold", "HEAD")).status == 200
+    registry.pulled[""] = 0
+    proxy.clock.advance(WINDOW + 1)
+    assert (await ended(proxy, named))["state"] == "done"
 
 
 async def test_a_429_in_the_middle(proxy: Proxy, registry: FakeRegistry) -> None:
