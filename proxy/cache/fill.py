@@ -34,6 +34,7 @@ from proxy.cache.speed import Brake
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.storage.base import PartialBlob, StorageError, StoredBlob, User
+from proxy.storage.claims import named_claim
 from proxy.storage.fillmap import BadMap, FillState
 from proxy.telemetry.events import DigestMismatch, FillEnded, FillStarted
 from proxy.upstream.errors import (
@@ -61,7 +62,7 @@ class Fill:
         self.digest = digest
         self.ask = ask
         # Claimed before the digest: of all processes one for each source tries to fill it.
-        self._turn = Digest.of(means.source + str(digest).encode())
+        self._turn = named_claim(means.source + str(digest).encode())
         self.began = asyncio.get_running_loop().time()
         self.size = 0
         self.verified = False
