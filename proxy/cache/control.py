@@ -9,7 +9,7 @@ Invariants:
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Protocol
@@ -41,6 +41,8 @@ _log = logging.getLogger("pullthrough.cache")
 
 _PAGE = 500
 _AT_ONCE = 8
+# So often a push or a purge may come in between an answer of the upstream and its being written down.
+_TRIES = 4
 # Seconds: whoever counts reads every tag.
 _COUNT_INTERVAL = 5.0
 _KEEP_HOLD = 3650 * 86400.0
@@ -222,25 +224,35 @@ class Control:
     async def refresh(self, several: Sequence[Named]) -> list[Refreshed]:
         """Ask the upstream for each now; what has moved is served from then on. What was under way is not believed."""
         turn = asyncio.Semaphore(_AT_ONCE)
+        befores: dict[Named, TagRecord | None] = {}
+        unwritable: set[Repository] = set()
+        # All of a repository at once and before the first is asked for: what is asked in one generation is not written
+        # down in the next. Then each is asked for at the next request in any case.
+        for repository, tags in _by_repository(several).items():
+            found = await self._records.get(*(tag_key(repository, tag) for tag in tags))
+            befores |= {(repository, tag): TagRecord.load(raw) for tag, raw in zip(tags, found, strict=True)}
+            if not await self._changes.in_doubt(Change(repository, tags)):
+                unwritable.add(repository)
 
         async def one(named: Named) -> Refreshed:
+            before = befores[named]
+            if named[0] in unwritable:
+                digest = before.digest if before is not None else None
+                return Refreshed(*named, digest, digest, _UNWRITABLE)
             async with turn:
-                return await self._refresh(named)
+                return await self._refresh(named, before)
 
         # All have ended before the first failure is raised.
-        found = await asyncio.gather(*map(one, several), return_exceptions=True)
-        for one_found in found:
-            if isinstance(one_found, BaseException):
-                raise one_found
-        return [one_found for one_found in found if isinstance(one_found, Refreshed)]
+        ended = await asyncio.gather(*map(one, several), return_exceptions=True)
+        for one_ended in ended:
+            if isinstance(one_ended, BaseException):
+                raise one_ended
+        return [one_ended for one_ended in ended if isinstance(one_ended, Refreshed)]
 
     async def purge(self, several: Sequence[Named]) -> None:
         """Forget what each tag is: the next request asks the upstream. Holds and history stay. Raises StorageError."""
-        by_repository: dict[Repository, list[str]] = {}
-        for repository, tag in several:
-            by_repository.setdefault(repository, []).append(tag)
-        for repository, tags in by_repository.items():
-            _written(await self._changes.happened(Change(repository, tuple(tags))))
+        for repository, tags in _by_repository(several).items():
+            _written(await self._changes.happened(Change(repository, tags)))
 
     async def purge_manifest(self, repository: Repository, digest: Digest) -> None:
         """Forget a manifest, and that the repository has it. Raises StorageError."""
@@ -280,21 +292,19 @@ class Control:
         except UpstreamError as error:
             raise CannotHold(f"{digest} is not in the cache and cannot be had: {error}") from error
 
-    async def _refresh(self, named: Named) -> Refreshed:
+    async def _refresh(self, named: Named, before: TagRecord | None) -> Refreshed:
         repository, tag = named
-        raw, raw_hold = await self._records.get(tag_key(*named), hold_key(*named))
-        before, hold = TagRecord.load(raw), HoldRecord.load(raw_hold)
-        digest = before.digest if before is not None else None
+        (raw_hold,) = await self._records.get(hold_key(*named))
+        hold, digest = HoldRecord.load(raw_hold), before.digest if before is not None else None
         ask = self._configured().background(repository, before.proved_by if before is not None else None)
-        # Asked for at the next request in any case, and what was asked before now is not written down any more.
-        if not await self._changes.in_doubt(Change(repository, (tag,))):
-            return Refreshed(repository, tag, digest, digest, _UNWRITABLE)
         error, after = None, digest
         if ask is not None:
             try:
-                after = (await self._manifests.look(ask, tag, fetch=True)).digest
+                after = await self._have_looked(ask, tag)
             except UpstreamError as failure:
                 error = str(failure)
+            if error is None and after is None:
+                error, after = "the repository changes all the time; the next request asks for it", digest
         elif before is not None and before.proved_by == "client":
             error = "it is asked for with the next client's credential"
         else:
@@ -303,6 +313,19 @@ class Control:
             # Whatever it is upstream, it is served as it is held.
             return Refreshed(repository, tag, hold.digest, hold.digest, error or "it is held until it is released")
         return Refreshed(repository, tag, digest, after, error)
+
+    async def _have_looked(self, ask: Ask, tag: str) -> str | None:
+        """The digest that is in force for `tag` once the upstream was asked; None where that was not written down.
+
+        Raises UpstreamError.
+        """
+        for _ in range(_TRIES):
+            await self._manifests.look(ask, tag, fetch=True)
+            (raw,) = await self._records.get(tag_key(ask.repository, tag))
+            # Anything that is pushed to or purged from the repository meanwhile keeps the answer from being believed.
+            if (record := TagRecord.load(raw)) is not None and not record.in_doubt:
+                return record.digest
+        return None
 
     async def _pages(self, last: str) -> AsyncIterator[list[Named]]:
         """All tags that have an entry or a hold, in order, after the one called `last`. Raises StorageError."""
@@ -365,6 +388,13 @@ def fits(one: StickyTag, wanted: Wanted) -> bool:
         and (not wanted.held or one.hold is not None)
         and (not wanted.unchecked or one.unchecked is not None)
     )
+
+
+def _by_repository(several: Iterable[Named]) -> dict[Repository, tuple[str, ...]]:
+    found: dict[Repository, list[str]] = {}
+    for repository, tag in several:
+        found.setdefault(repository, []).append(tag)
+    return {repository: tuple(tags) for repository, tags in found.items()}
 
 
 def _written(done: bool) -> None:

@@ -330,6 +330,45 @@ async def test_refreshing_by_a_pattern(many: Proxy, registry: FakeRegistry, othe
     assert (other.count("GET", ""), registry.count("GET", "")) == (1, 1)
 
 
+async def test_refreshing_many_tags_of_one_repository(proxy: Proxy, registry: FakeRegistry) -> None:
+    """One HEAD and one GET each, and each is in force: none keeps the answer to another from being written down."""
+    named, images = [f"w{number:02}" for number in range(20)], [make_image(10, seed=100 + n) for n in range(20)]
+    paths = [f"/v2/team/app/manifests/{name}" for name in named]
+    for name in named:
+        registry.push("team/app", name, OLD)
+    await pulled(proxy, *paths)
+    for name, image in zip(named, images, strict=True):
+        registry.push("team/app", name, image)
+    registry.seen.clear()
+    found = (await done(proxy, "POST", "tags/refresh", "*/app:w*"))["tags"]
+    assert [(one["after"], one["error"]) for one in found] == [(image.digest, None) for image in images]
+    assert [(await proxy.get(path)).body for path in paths] == [image.manifest for image in images]
+    assert (registry.count("HEAD", ""), registry.count("GET", "")) == (20, 20)
+
+
+@pytest.mark.parametrize("also", ["purge", "refresh"])
+async def test_refreshing_while_the_repository_changes(proxy: Proxy, registry: FakeRegistry, also: str) -> None:
+    """What is said to be served now is, whatever was done with other tags of the repository before the answer came."""
+    registry.push("team/app", "v1", OLD)
+    registry.push("team/app", "v2", OLD)
+    await pulled(proxy, TAG, "/v2/team/app/manifests/v2")
+    registry.push("team/app", "v1", NEW)
+    gate = hold_answer(registry, TAG)
+    refreshing = asyncio.create_task(done(proxy, "POST", "tags/refresh", REFERENCE))
+    await gate.reached.wait()
+    if also == "purge":
+        await done(proxy, "DELETE", "tags", reference="team/app:v2")
+    else:
+        await done(proxy, "POST", "tags/refresh", "team/app:v2")
+    gate.open()
+    (found,) = (await refreshing)["tags"]
+    assert (found["after"], found["error"]) == (NEW.digest, None)
+    assert registry.count("GET", NEW.digest) == 1
+    await registry.stop()
+    assert (await proxy.get(TAG)).state == "pullthrough; hit; ttl=600"
+    assert (await proxy.get(TAG)).body == NEW.manifest
+
+
 async def test_what_a_clients_own_credential_proved(many: Proxy, registry: FakeRegistry) -> None:
     """The proxy does not ask for it; the next client's request does, with its own right, and sees the new one."""
     registry.push("team/app", "v2", NEW)
