@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Protocol
 
 from proxy.cache.ask import Ask, Clock, Records
@@ -169,6 +170,7 @@ class Control:
         self._clock = clock
         self._counts = Counts()
         self._counted_at = -_COUNT_INTERVAL
+        self._counting = asyncio.Lock()
 
     # What there is.
 
@@ -180,34 +182,41 @@ class Control:
         found: list[StickyTag] = []
         await self._history.write()
         async for page in self._pages(last):
+            # Histories are long: only those of tags that are wanted by all else are read.
+            page = [named for named in page if _is_named(named, wanted)]
+            if wanted.drifted or wanted.held or wanted.unchecked:
+                without = await self._read(page, wanted.cluster, histories=False)
+                page = [(one.repository, one.tag) for one in without if _is_so(one, wanted)]
             found += [one for one in await self._read(page, wanted.cluster) if fits(one, wanted)]
             if len(found) >= n:
                 break
         return found[:n]
 
     async def tag(self, named: Named, cluster: str = "") -> StickyTag:
-        """This one, even where nothing but its history is left, or not even that."""
+        """This one, even where nothing but its history is left, or not even that. Raises StorageError."""
         await self._history.write()
         (found,) = await self._read([named], cluster)
         return found
 
     async def counts(self) -> Counts | None:
         """How many there are, no older than a few seconds; None where they cannot be counted now."""
-        now = self._clock()
-        if abs(now - self._counted_at) >= _COUNT_INTERVAL:
-            counts = Counts()
-            try:
-                async for page in self._pages(""):
-                    for one in await self._read(page, ""):
-                        counts.add(one)
-            except StorageError as error:
-                _log.debug("tags cannot be counted: %s", error)
-                return None
-            self._counts, self._counted_at = counts, now
-        return self._counts
+        # Whoever comes while somebody counts waits for that: many who count at once would all be late.
+        async with self._counting:
+            now = self._clock()
+            if abs(now - self._counted_at) >= _COUNT_INTERVAL:
+                counts = Counts()
+                try:
+                    async for page in self._pages(""):
+                        for one in await self._read(page, "", histories=False):
+                            counts.add(one)
+                except StorageError as error:
+                    _log.debug("tags cannot be counted: %s", error)
+                    return None
+                self._counts, self._counted_at = counts, now
+            return self._counts
 
     async def nodes(self, named: Named, digest: str) -> NodesRecord:
-        """Which clients were given `digest` for this tag."""
+        """Which clients were given `digest` for this tag. Raises StorageError."""
         return await self._history.nodes(*named, digest)
 
     async def matching(self, pattern: str, most: int) -> list[Named]:
@@ -222,14 +231,17 @@ class Control:
     # What is done with it.
 
     async def refresh(self, several: Sequence[Named]) -> list[Refreshed]:
-        """Ask the upstream for each now; what has moved is served from then on. What was under way is not believed."""
+        """Ask the upstream for each now; what has moved is served from then on. What was under way is not believed.
+
+        Raises StorageError where it cannot be read what they are.
+        """
         turn = asyncio.Semaphore(_AT_ONCE)
         befores: dict[Named, TagRecord | None] = {}
         unwritable: set[Repository] = set()
         # All of a repository at once and before the first is asked for: what is asked in one generation is not written
         # down in the next. Then each is asked for at the next request in any case.
         for repository, tags in _by_repository(several).items():
-            found = await self._records.get(*(tag_key(repository, tag) for tag in tags))
+            found = await self._records.read(*(tag_key(repository, tag) for tag in tags))
             befores |= {(repository, tag): TagRecord.load(raw) for tag, raw in zip(tags, found, strict=True)}
             if not await self._changes.in_doubt(Change(repository, tags)):
                 unwritable.add(repository)
@@ -265,7 +277,7 @@ class Control:
         Raises CannotHold where that could not be served, StorageError.
         """
         repository, tag = named
-        raw_member, body = await self._records.get(member_key(repository, digest), manifest_key(digest))
+        raw_member, body = await self._records.read(member_key(repository, digest), manifest_key(digest))
         if raw_member is None or body is None:
             await self._have(named, digest)
         hold = HoldRecord(str(digest), self._clock(), by)
@@ -275,7 +287,7 @@ class Control:
     async def release(self, several: Sequence[Named]) -> list[Named]:
         """Let them go by the upstream again; gives those that were held. Raises StorageError."""
         keys = [hold_key(*named) for named in several]
-        found = await self._records.get(*keys)
+        found = await self._records.read(*keys)
         held = [named for named, raw in zip(several, found, strict=True) if raw is not None]
         _written(await self._records.delete(*(hold_key(*named) for named in held)))
         return held
@@ -294,7 +306,7 @@ class Control:
 
     async def _refresh(self, named: Named, before: TagRecord | None) -> Refreshed:
         repository, tag = named
-        (raw_hold,) = await self._records.get(hold_key(*named))
+        (raw_hold,) = await self._records.read(hold_key(*named))
         hold, digest = HoldRecord.load(raw_hold), before.digest if before is not None else None
         ask = self._configured().background(repository, before.proved_by if before is not None else None)
         error, after = None, digest
@@ -317,11 +329,11 @@ class Control:
     async def _have_looked(self, ask: Ask, tag: str) -> str | None:
         """The digest that is in force for `tag` once the upstream was asked; None where that was not written down.
 
-        Raises UpstreamError.
+        Raises UpstreamError, StorageError.
         """
         for _ in range(_TRIES):
             await self._manifests.look(ask, tag, fetch=True)
-            (raw,) = await self._records.get(tag_key(ask.repository, tag))
+            (raw,) = await self._records.read(tag_key(ask.repository, tag))
             # Anything that is pushed to or purged from the repository meanwhile keeps the answer from being believed.
             if (record := TagRecord.load(raw)) is not None and not record.in_doubt:
                 return record.digest
@@ -342,13 +354,18 @@ class Control:
             if over:
                 return
 
-    async def _read(self, several: Sequence[Named], cluster: str) -> list[StickyTag]:
-        keys = [key(*named) for named in several for key in (tag_key, hold_key, history_key)]
-        found = await self._records.get(*keys)
-        return [self._sticky(named, cluster, *found[3 * place : 3 * place + 3]) for place, named in enumerate(several)]
+    async def _read(self, several: Sequence[Named], cluster: str, histories: bool = True) -> list[StickyTag]:
+        kinds = (tag_key, hold_key, history_key) if histories else (tag_key, hold_key)
+        found = iter(await self._records.read(*(key(*named) for named in several for key in kinds)))
+        return [self._sticky(named, cluster, *islice(found, len(kinds))) for named in several]
 
     def _sticky(
-        self, named: Named, cluster: str, raw_tag: bytes | None, raw_hold: bytes | None, raw_history: bytes | None
+        self,
+        named: Named,
+        cluster: str,
+        raw_tag: bytes | None,
+        raw_hold: bytes | None,
+        raw_history: bytes | None = None,
     ) -> StickyTag:
         repository, tag = named
         configured, now = self._configured(), self._clock()
@@ -378,13 +395,22 @@ class Control:
 
 def fits(one: StickyTag, wanted: Wanted) -> bool:
     """Is it one of those that are wanted?"""
-    named = (one.repository, one.tag)
+    given = not wanted.cluster or any(wanted.cluster in served.clusters for served in one.history.digests)
+    return given and _is_named((one.repository, one.tag), wanted) and _is_so(one, wanted)
+
+
+def _is_named(named: Named, wanted: Wanted) -> bool:
+    repository = named[0]
     return (
         (wanted.pattern is None or fnmatchcase(_text(named), wanted.pattern))
-        and wanted.registry in (None, one.repository.registry)
-        and (wanted.repository is None or fnmatchcase(one.repository.name, wanted.repository))
-        and (not wanted.cluster or any(wanted.cluster in served.clusters for served in one.history.digests))
-        and (not wanted.drifted or one.drifted)
+        and wanted.registry in (None, repository.registry)
+        and (wanted.repository is None or fnmatchcase(repository.name, wanted.repository))
+    )
+
+
+def _is_so(one: StickyTag, wanted: Wanted) -> bool:
+    return (
+        (not wanted.drifted or one.drifted)
         and (not wanted.held or one.hold is not None)
         and (not wanted.unchecked or one.unchecked is not None)
     )

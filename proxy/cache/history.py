@@ -91,8 +91,8 @@ class History:
         return [HistoryRecord.load(raw) or HistoryRecord() for raw in found]
 
     async def nodes(self, repository: Repository, tag: str, digest: str) -> NodesRecord:
-        """Who was given `digest` for `tag`."""
-        (raw,) = await self._records.get(nodes_key(repository, tag, digest))
+        """Who was given `digest` for `tag`. Raises StorageError."""
+        (raw,) = await self._records.read(nodes_key(repository, tag, digest))
         return NodesRecord.load(raw) or NodesRecord()
 
     async def write(self) -> None:

@@ -884,7 +884,47 @@ async def test_a_store_that_cannot_be_read(many: Proxy, monkeypatch: pytest.Monk
     assert (await many.get(TAG)).status == 200
 
 
+async def test_a_store_that_cannot_be_asked(
+    many: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503 for whatever goes by what is stored: nobody is told that there is no such tag, or that it was not held."""
+    await done(many, "POST", "tags/hold", f"{APP[0]}@{OLD.digest}")
+    asked = len(registry.seen)
+    with monkeypatch.context() as patch:
+        break_store(many, patch, "get")
+        for method, path, reference, query in (
+            ("GET", "tags", None, {}),
+            ("GET", "tags", None, {"reference": APP[0]}),
+            ("POST", "tags/refresh", APP[0], {}),
+            ("POST", "tags/hold", f"{APP[1]}@{OLD.digest}", {}),
+            ("POST", "tags/release", APP[0], {}),
+        ):
+            body = {"reference": reference} if reference is not None else None
+            status, found = await call(many, method, path, body, **query)
+            assert (status, found) == (503, {"error": "the metadata cache failed: no disk"})
+        many.clock.advance(6)
+        assert (await done(many, "GET", "stats"))["tags"] is None
+    assert len(registry.seen) == asked
+    assert (await tag(many, APP[0]))["state"] == "held"
+
+
 # Stats.
+
+
+async def test_many_who_look_at_once_count_once(many: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting reads every tag: browsers and scrapes that come while somebody counts wait for that."""
+    store = many.application._records._store
+    scanned: list[str] = []
+    scan = store.scan
+
+    async def counted(prefix: str, *more: Any) -> list[str]:
+        scanned.append(prefix)
+        return await scan(prefix, *more)
+
+    monkeypatch.setattr(store, "scan", counted)
+    many.clock.advance(6)
+    await asyncio.gather(*(done(many, "GET", "stats") for _ in range(5)), many.metric("pullthrough_tag_drift"))
+    assert scanned.count("tag/") == 1
 
 
 async def test_stats(many: Proxy, registry: FakeRegistry) -> None:
