@@ -9,7 +9,7 @@ Invariants:
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -22,6 +22,7 @@ from proxy.cache.manifests import Manifests
 from proxy.cache.records import (
     HistoryRecord,
     HoldRecord,
+    MemberRecord,
     NodesRecord,
     Prover,
     TagRecord,
@@ -89,8 +90,8 @@ class Wanted:
 class StickyTag:
     """A tag as it is served here: `record` None where it is known by its hold, or its history, alone.
 
-    `ttl` in seconds, by the lifetimes of the cluster that was asked about; `unchecked` says why the proxy cannot ask
-    for it by itself.
+    `ttl` in seconds, by the lifetimes of the cluster that was asked about; `ttls`: by those of each cluster that was
+    served it. `unchecked` says why the proxy cannot ask for it by itself.
     """
 
     repository: Repository
@@ -101,6 +102,7 @@ class StickyTag:
     freshness: Freshness
     ttl: float
     unchecked: str | None
+    ttls: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def digest(self) -> str | None:
@@ -278,7 +280,8 @@ class Control:
         """
         repository, tag = named
         raw_member, body = await self._records.read(member_key(repository, digest), manifest_key(digest))
-        if raw_member is None or body is None:
+        member = MemberRecord.load(raw_member)
+        if member is None or member.gone is not None or body is None:
             await self._have(named, digest)
         hold = HoldRecord(str(digest), self._clock(), by)
         _written(await self._records.put({hold_key(repository, tag): hold.dump()}, _KEEP_HOLD))
@@ -369,21 +372,22 @@ class Control:
     ) -> StickyTag:
         repository, tag = named
         configured, now = self._configured(), self._clock()
-        record = TagRecord.load(raw_tag)
-        lifetimes = configured.lifetimes_in(repository.registry, cluster)
-        state, ttl, unchecked = Freshness.EXPIRED, 0.0, None
+        record, history = TagRecord.load(raw_tag), HistoryRecord.load(raw_history) or HistoryRecord()
+        state, ttls, unchecked = Freshness.EXPIRED, {}, None
         if record is not None:
-            if lifetimes is not None:
-                whole = lifetimes.ttl_of(repository.name, tag)
-                state, ttl = (
-                    freshness(record.checked, now, whole, lifetimes.stale_if_error),
-                    record.checked + whole - now,
-                )
+            checked = record.gone or record.checked
+            for name in {cluster, *(name for served in history.digests for name in served.clusters)}:
+                if (lifetimes := configured.lifetimes_in(repository.registry, name)) is not None:
+                    whole = lifetimes.ttl_of(repository.name, tag)
+                    ttls[name] = checked + whole - now
+                    if name == cluster:
+                        state = freshness(checked, now, whole, lifetimes.stale_if_error)
             if record.in_doubt and state is Freshness.FRESH:
                 state = Freshness.STALE
             unchecked = self._why_unchecked(repository, record)
-        history = HistoryRecord.load(raw_history) or HistoryRecord()
-        return StickyTag(repository, tag, record, HoldRecord.load(raw_hold), history, state, ttl, unchecked)
+        ttl = ttls.get(cluster, 0.0)
+        ttls.pop("", None)
+        return StickyTag(repository, tag, record, HoldRecord.load(raw_hold), history, state, ttl, unchecked, ttls)
 
     def _why_unchecked(self, repository: Repository, record: TagRecord) -> str | None:
         if record.proved_by == "client":

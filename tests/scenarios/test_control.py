@@ -80,7 +80,8 @@ async def test_everything_about_a_tag(proxy: Proxy, registry: FakeRegistry) -> N
         "registry": "registry.test", "repository": "team/app", "tag": "v1", "reference": REFERENCE,
         "digest": OLD.digest, "state": "fresh", "fetched": "2027-01-15T08:00:00Z", "checked": "2027-01-15T08:01:10Z",
         "expires": "2027-01-15T08:11:10Z", "age": 0, "pulls": 3, "clusters": {"default": 2, "edge": 1},
-        "upstream_digest": None, "drifted": False, "unchecked": None, "held": None,
+        "upstream_digest": None, "drifted": False, "unchecked": None, "held": None, "gone": None,
+        "expires_in": {"default": "2027-01-15T08:11:10Z", "edge": "2027-01-15T08:02:10Z"},
     }  # fmt: skip
     (nodes,) = [one.pop("nodes") for one in history]
     assert history == [
@@ -578,6 +579,39 @@ async def test_holding_what_only_clients_may_ask_for(proxy: Proxy, registry: Fak
     assert (status, "only clients" in found["error"]) == (409, True)
     assert len(registry.seen) == 1
     await done(proxy, "POST", "tags/hold", f"{REFERENCE}@{OLD.digest}")
+
+
+async def test_holding_what_the_upstream_deleted(settings: MakeSettings, registry: FakeRegistry) -> None:
+    """It is held where all are served it on; not where some clusters would answer 404, even if others have it still."""
+    for keeping, status in (({}, 409), ({"serve_deleted": True}, 200)):
+        clusters = [
+            {"name": "edge", "match": {"hosts": ["edge.test"]}, "manifests": {"serve_deleted": True}},
+            {"name": "default"},
+        ]
+        async with running(settings(clusters=clusters, manifests=keeping)) as proxy:
+            registry.push("team/app", "v1", OLD)
+            await pulled(proxy, TAG)
+            registry.members.discard(("team/app", OLD.digest))
+            registry.push("team/app", "v1", NEW)
+            proxy.clock.advance(601)
+            assert (await proxy.get(f"/v2/team/app/manifests/{OLD.digest}", Host="edge.test")).status == 200
+            found = await call(proxy, "POST", "tags/hold", {"reference": f"{REFERENCE}@{OLD.digest}"})
+            assert found[0] == status
+            assert (await proxy.get(TAG)).body == (OLD if status == 200 else NEW).manifest
+
+
+async def test_a_tag_that_is_gone_upstream_and_served_on(settings: MakeSettings, registry: FakeRegistry) -> None:
+    """The list says since when it is known to be gone, and when that is asked again."""
+    async with running(settings(manifests={"serve_deleted": True})) as proxy:
+        registry.push("team/app", "v1", OLD)
+        await pulled(proxy, TAG)
+        assert (await tag(proxy, REFERENCE))["gone"] is None
+        del registry.tags["team/app", "v1"]
+        proxy.clock.advance(601)
+        await pulled(proxy, TAG)
+        found = await tag(proxy, REFERENCE)
+        assert (found["gone"], found["checked"]) == ("2027-01-15T08:10:01Z", "2027-01-15T08:00:00Z")
+        assert (found["state"], found["expires"]) == ("fresh", "2027-01-15T08:20:01Z")
 
 
 async def test_a_hold_gives_nobody_a_right(settings: MakeSettings, registry: FakeRegistry, tmp_path: Path) -> None:
