@@ -37,7 +37,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.policy.freshness import Freshness, Lifetimes, freshness
 from proxy.storage.base import StorageError
-from proxy.upstream.errors import UpstreamError
+from proxy.upstream.errors import UpstreamError, UpstreamFailure
 
 _log = logging.getLogger("pullthrough.cache")
 
@@ -240,6 +240,7 @@ class Control:
         turn = asyncio.Semaphore(_AT_ONCE)
         befores: dict[Named, TagRecord | None] = {}
         unwritable: set[Repository] = set()
+        silent: dict[str, str] = {}
         # All of a repository at once and before the first is asked for: what is asked in one generation is not written
         # down in the next. Then each is asked for at the next request in any case.
         for repository, tags in _by_repository(several).items():
@@ -250,11 +251,14 @@ class Control:
 
         async def one(named: Named) -> Refreshed:
             before = befores[named]
+            digest = before.digest if before is not None else None
             if named[0] in unwritable:
-                digest = before.digest if before is not None else None
                 return Refreshed(*named, digest, digest, _UNWRITABLE)
             async with turn:
-                return await self._refresh(named, before)
+                if (error := silent.get(named[0].registry)) is not None:
+                    # A thousand tags would wait for as many time-outs.
+                    return Refreshed(*named, digest, digest, error)
+                return await self._refresh(named, before, silent)
 
         # All have ended before the first failure is raised.
         ended = await asyncio.gather(*map(one, several), return_exceptions=True)
@@ -307,7 +311,8 @@ class Control:
         except UpstreamError as error:
             raise CannotHold(f"{digest} is not in the cache and cannot be had: {error}") from error
 
-    async def _refresh(self, named: Named, before: TagRecord | None) -> Refreshed:
+    async def _refresh(self, named: Named, before: TagRecord | None, silent: dict[str, str]) -> Refreshed:
+        """Refresh one; a registry that does not answer is added to `silent`, with what to say of its other tags."""
         repository, tag = named
         (raw_hold,) = await self._records.read(hold_key(*named))
         hold, digest = HoldRecord.load(raw_hold), before.digest if before is not None else None
@@ -318,6 +323,8 @@ class Control:
                 after = await self._have_looked(ask, tag)
             except UpstreamError as failure:
                 error = str(failure)
+                if isinstance(failure, UpstreamFailure) and failure.reason in {"connect", "timeout"}:
+                    silent[repository.registry] = error
             if error is None and after is None:
                 error, after = "the repository changes all the time; the next request asks for it", digest
         elif before is not None and before.proved_by == "client":

@@ -308,6 +308,27 @@ async def test_refreshing_while_the_upstream_fails(proxy: Proxy, registry: FakeR
     assert (await proxy.get(TAG)).body == NEW.manifest
 
 
+async def test_refreshing_many_tags_of_a_silent_upstream(settings: MakeSettings, registry: FakeRegistry) -> None:
+    """The first that are asked for wait for it; of the others the same is said at once, and nobody is asked."""
+    gate, answered = Gate(0), registry.answer
+    async with running(settings({"read_timeout": "1s"})) as proxy:
+        for number in range(20):
+            registry.push("team/app", f"w{number:02}", OLD)
+            await pulled(proxy, f"/v2/team/app/manifests/w{number:02}")
+        registry.seen.clear()
+
+        async def silent(request: web.BaseRequest) -> web.StreamResponse:
+            await gate(0)
+            return await answered(request)
+
+        registry.answer = silent  # type: ignore[method-assign]
+        found = (await done(proxy, "POST", "tags/refresh", "*/app:w*"))["tags"]
+        assert (len(found), all(one["error"] for one in found)) == (20, True)
+        assert {one["after"] for one in found} == {OLD.digest}
+        assert len({seen.path for seen in registry.seen}) == 8
+        gate.open()
+
+
 async def test_refreshing_a_tag_that_is_gone_upstream(proxy: Proxy, registry: FakeRegistry) -> None:
     """It says so, and is gone here too: that is the upstream's word now."""
     registry.push("team/app", "v1", OLD)
