@@ -21,7 +21,7 @@ def hold(reference: str, admin: str, token_file: Path | None) -> None:
 
     async def ask() -> Any:
         async with AdminClient(admin, token_file) as client:
-            return await client.call("POST", "tags/hold", body={"reference": reference})
+            return await client.tags("POST", "tags/hold", body={"reference": reference})
 
-    for tag in run(ask)["tags"]:
+    for tag in run(ask):
         click.echo(f"{tag['reference']} is held at {tag['digest']}")

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from aiohttp import web
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
@@ -13,6 +14,7 @@ from tests.fakes.clock import ManualClock
 from tests.fakes.content import make_image
 from tests.fakes.proxy import Proxy, running
 from tests.fakes.registry import FakeRegistry
+from tests.fakes.server import FakeServer
 from tests.scenarios.conftest import MakeSettings
 from tests.scenarios.operators import tags
 
@@ -88,3 +90,19 @@ async def test_the_way_out(proxy: Proxy, registry: FakeRegistry) -> None:
     assert (await command(proxy, "release", REFERENCE)).exit_code == 1
     assert (await command(proxy, "purge", REFERENCE)).output == f"{REFERENCE} is forgotten\n"
     assert (await command(proxy, "purge", "*/app:*")).exit_code == 1
+
+
+async def test_what_is_no_admin_listener() -> None:
+    """JSON of something else is one clear line, and no traceback."""
+
+    class Other(FakeServer):
+        async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+            return web.json_response({"hello": "world"})
+
+    server = Other()
+    await server.start()
+    for words in (["tags"], ["refresh", "nginx"], ["purge", "nginx"], ["hold", "nginx"], ["release", "nginx"]):
+        said = await asyncio.to_thread(CliRunner().invoke, main, [*words, "--admin", server.url])
+        assert (said.exit_code, type(said.exception), said.stdout) == (1, SystemExit, "")
+        assert said.stderr.endswith("answered without tags: is that the admin listener?\n")
+    await server.stop()
