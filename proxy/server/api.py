@@ -296,6 +296,8 @@ def tag_as_json(one: StickyTag, now: float) -> dict[str, Any]:
         "fetched": rfc3339(record.fetched) if record is not None else None,
         "checked": rfc3339(record.checked) if record is not None else None,
         "expires": rfc3339(now + one.ttl) if record is not None else None,
+        "expires_in": {name: rfc3339(now + ttl) for name, ttl in sorted(one.ttls.items())},
+        "gone": rfc3339(record.gone) if record is not None and record.gone is not None else None,
         "age": max(0, int(now - record.checked)) if record is not None else None,
         "state": _state(one),
         "pulls": pulls,

@@ -161,7 +161,13 @@ async def test_ctrl_c(proxy: Proxy, registry: FakeRegistry) -> None:
     gate = Gate(0)
     registry.script = lambda _: Act(gate=gate)
     command = (sys.executable, "-m", "proxy", "warm", f"{NAME}:v1", "--admin", proxy.admin_url)
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=ROOT,
+        stderr=asyncio.subprocess.PIPE,
+        # Who runs the tests in the background may have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     await gate.reached.wait()
     process.send_signal(signal.SIGINT)
     _, said = await process.communicate()
