@@ -70,6 +70,8 @@ class Fill:
         # Nobody is to join any more: it has failed, or may be closing its files.
         self.joinable = True
         self.error: Exception | None = None
+        # A client caused it, so that it goes on when everybody has left.
+        self.for_readers = True
         # The blob was in the store already, put there by another process.
         self.present = False
         # Whom the upstream has answered with the blob, by their rights.
@@ -110,7 +112,7 @@ class Fill:
     def join(self, ask: Ask, reads: bool = True) -> FillReader:
         """A reader with the rights of `ask`, of a fill that is joinable and has the source that `ask` has.
 
-        Whoever joins closes the reader. `reads` False: it only wants the blob to be there.
+        Whoever joins closes the reader. `reads` False: it only wants the blob to be there, at the fill's own speed.
         """
         reader = FillReader(self)
         self._readers.add(reader, ask, reads)

@@ -126,6 +126,8 @@ async def test_what_makes_no_sense(proxy: Proxy, words: tuple[str, ...]) -> None
 
 async def test_what_the_server_refuses(proxy: Proxy) -> None:
     """One line of why, exit 1."""
+    found = await warm(proxy, f"{NAME}:v1", "--bandwidth", "0")
+    assert (found.exit_code, "bandwidth" in found.stderr) == (1, True)
     found = await warm(proxy, f"{NAME}:v1", "--platform", "linux")
     assert found.exit_code == 1
     assert found.stderr.startswith("error: platforms: not a platform: write linux/amd64")
