@@ -9,8 +9,8 @@ Invariants:
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Protocol
@@ -33,6 +33,7 @@ from proxy.cache.records import (
     named_in,
     tag_key,
 )
+from proxy.cache.sticky import Counts, Named, StickyTag, Wanted, fits, is_named, is_so, text_of
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.policy.freshness import Freshness, Lifetimes, freshness
@@ -49,8 +50,6 @@ _TRIES = 4
 _COUNT_INTERVAL = 5.0
 _KEEP_HOLD = 3650 * 86400.0
 _UNWRITABLE = "the metadata cache cannot be written"
-
-Named = tuple[Repository, str]
 
 
 class Configured(Protocol):
@@ -74,55 +73,6 @@ class TooMany(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which tags: all that is given must fit. `pattern` is a shell pattern of `registry/repository:tag`."""
-
-    pattern: str | None = None
-    registry: str | None = None
-    repository: str | None = None
-    cluster: str = ""
-    drifted: bool = False
-    held: bool = False
-    unchecked: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StickyTag:
-    """A tag as it is served here: `record` None where it is known by its hold, or its history, alone.
-
-    `ttl` in seconds, by the lifetimes of the cluster that was asked about; `ttls`: by those of each cluster that was
-    served it. `unchecked` says why the proxy cannot ask for it by itself.
-    """
-
-    repository: Repository
-    tag: str
-    record: TagRecord | None
-    hold: HoldRecord | None
-    history: HistoryRecord
-    freshness: Freshness
-    ttl: float
-    unchecked: str | None
-    ttls: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def digest(self) -> str | None:
-        """What is served for it."""
-        if self.hold is not None:
-            return self.hold.digest
-        return self.record.digest if self.record is not None else None
-
-    @property
-    def upstream_digest(self) -> str | None:
-        """What it was upstream when that was last seen."""
-        return (self.record.upstream_digest or self.record.digest) if self.record is not None else None
-
-    @property
-    def drifted(self) -> bool:
-        """Is it known to be another one upstream?"""
-        return self.upstream_digest is not None and self.upstream_digest != self.digest
-
-
-@dataclass(frozen=True, slots=True)
 class Refreshed:
     """A tag's digest before and after; `error`: why the upstream could not be asked now."""
 
@@ -131,24 +81,6 @@ class Refreshed:
     before: str | None
     after: str | None
     error: str | None = None
-
-
-@dataclass(slots=True)
-class Counts:
-    """How many tags there are: in all, held, unchecked, and drifted by registry."""
-
-    known: int = 0
-    held: int = 0
-    unchecked: int = 0
-    drifted: dict[str, int] = field(default_factory=dict)
-
-    def add(self, one: StickyTag) -> None:
-        """Count one more."""
-        registry = one.repository.registry
-        self.known += 1
-        self.held += one.hold is not None
-        self.unchecked += one.unchecked is not None
-        self.drifted[registry] = self.drifted.get(registry, 0) + one.drifted
 
 
 class Control:
@@ -185,10 +117,10 @@ class Control:
         await self._history.write()
         async for page in self._pages(last):
             # Histories are long: only those of tags that are wanted by all else are read.
-            page = [named for named in page if _is_named(named, wanted)]
+            page = [named for named in page if is_named(named, wanted)]
             if wanted.drifted or wanted.held or wanted.unchecked:
                 without = await self._read(page, wanted.cluster, histories=False)
-                page = [(one.repository, one.tag) for one in without if _is_so(one, wanted)]
+                page = [(one.repository, one.tag) for one in without if is_so(one, wanted)]
             found += [one for one in await self._read(page, wanted.cluster) if fits(one, wanted)]
             if len(found) >= n:
                 break
@@ -225,7 +157,7 @@ class Control:
         """The tags whose `registry/repository:tag` fits the shell pattern. Raises TooMany, StorageError."""
         found: list[Named] = []
         async for page in self._pages(""):
-            found += [named for named in page if fnmatchcase(_text(named), pattern)]
+            found += [named for named in page if fnmatchcase(text_of(named), pattern)]
             if len(found) > most:
                 raise TooMany(f"more than {most} tags fit that pattern")
         return found
@@ -404,29 +336,6 @@ class Control:
         return None
 
 
-def fits(one: StickyTag, wanted: Wanted) -> bool:
-    """Is it one of those that are wanted?"""
-    given = not wanted.cluster or any(wanted.cluster in served.clusters for served in one.history.digests)
-    return given and _is_named((one.repository, one.tag), wanted) and _is_so(one, wanted)
-
-
-def _is_named(named: Named, wanted: Wanted) -> bool:
-    repository = named[0]
-    return (
-        (wanted.pattern is None or fnmatchcase(_text(named), wanted.pattern))
-        and wanted.registry in (None, repository.registry)
-        and (wanted.repository is None or fnmatchcase(repository.name, wanted.repository))
-    )
-
-
-def _is_so(one: StickyTag, wanted: Wanted) -> bool:
-    return (
-        (not wanted.drifted or one.drifted)
-        and (not wanted.held or one.hold is not None)
-        and (not wanted.unchecked or one.unchecked is not None)
-    )
-
-
 def _by_repository(several: Iterable[Named]) -> dict[Repository, tuple[str, ...]]:
     found: dict[Repository, list[str]] = {}
     for repository, tag in several:
@@ -438,7 +347,3 @@ def _written(done: bool) -> None:
     """What is in force when the call returns has to be in the store: raise StorageError where it is not."""
     if not done:
         raise StorageError(_UNWRITABLE)
-
-
-def _text(named: Named) -> str:
-    return f"{named[0]}:{named[1]}"

@@ -11,10 +11,11 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 from proxy.cache.ask import Ask, Clock, Records
-from proxy.cache.control import Configured, Named
+from proxy.cache.control import Configured
 from proxy.cache.history import History
 from proxy.cache.manifests import Manifests
 from proxy.cache.records import HistoryRecord, Prover, TagRecord, history_key, named_in, tag_key
+from proxy.cache.sticky import Named
 from proxy.storage.base import BlobStore, StorageError
 from proxy.storage.claims import named_claim
 from proxy.upstream.errors import UpstreamError, UpstreamFailure

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from proxy.cache.control import CannotHold, Control, Named, Refreshed, StickyTag, TooMany, Wanted, fits
+from proxy.cache.control import CannotHold, Control, Refreshed, TooMany
 from proxy.cache.records import NodesRecord, Served
+from proxy.cache.sticky import Named, StickyTag, Wanted, fits
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
 from proxy.policy.registry import Reference, Registries, parse_reference
