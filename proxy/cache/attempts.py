@@ -7,6 +7,8 @@ Invariants:
   That long waits only who began the attempt: others leave it when it has run for `_PATIENCE`, so that an upstream that
   falls silent is noticed by one client a thing and not by all who come in those seconds. (Not so where a client's own
   right is the question: it may be about to be refused.)
+- What a circuit lets through once a step is one attempt of all processes: it has the turns of all circuits that it is
+  the probe of.
 - Nobody joins an attempt that began before the repository's last push through here, and no 404 from before it counts.
 - A refusal ends the principal's proof; a 404 is remembered for that principal and ends what it contradicts, or marks it
   as gone where a cluster serves that on; a failure opens a circuit; every other answer closes those it was in.
@@ -15,17 +17,18 @@ Invariants:
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from proxy.cache.ask import Ask, Clock, Records, Rights
-from proxy.cache.circuits import Circuits, left_alone
+from proxy.cache.circuits import LONGEST_ATTEMPT, Circuits, left_alone
 from proxy.cache.missing import Missing
 from proxy.cache.records import MemberRecord, TagRecord, member_key, proof_key, tag_key
 from proxy.cache.singleflight import SingleFlight
 from proxy.cache.turns import Turns
 from proxy.oci.digest import Digest
-from proxy.policy.backoff import Subject
+from proxy.policy.backoff import Scope, Subject
 from proxy.upstream.client import HEAD_LIMIT
 from proxy.upstream.errors import (
     LeftAlone,
@@ -41,6 +44,8 @@ Attempt = Callable[[], Coroutine[Any, Any, T]]
 
 # For so long, in seconds, an attempt may have run before those who joined it leave with what they have.
 _PATIENCE = 0.5
+# Seconds: longer than what one process has met is on its way to the others.
+_NEWS = 0.1
 
 
 class Attempts(Generic[T]):
@@ -88,11 +93,11 @@ class Attempts(Generic[T]):
         if usable and circuit is not None:
             if self._circuits.may_ask(subject, proved):
                 # One probe a step goes out in the background, shared and owned like any attempt.
-                self._start(ask, reference, key, attempt)
+                self._start(ask, reference, key, attempt, usable, proved)
             raise left_alone(subject, circuit, self._clock())
         if self._flights.age(key) is None:
             self._circuits.raise_if_hopeless(subject, again=True)
-        task, joined = self._start(ask, reference, key, attempt)
+        task, joined = self._start(ask, reference, key, attempt, usable, proved)
         patient = not usable or (not proved and ask.principal.kind == "client")
         until = asyncio.get_running_loop().time() + (ask.lifetimes.revalidate_timeout if usable else HEAD_LIMIT)
         try:
@@ -112,7 +117,7 @@ class Attempts(Generic[T]):
             return
         key = (await self.generation(ask), key)
         if self._flights.age(key) is None and self._circuits.may_ask(subject):
-            self._start(ask, reference, key, attempt)
+            self._start(ask, reference, key, attempt, usable=True, proved=True)
 
     async def generation(self, ask: Ask) -> bytes | None:
         """The generation of what is asked for, for an attempt of the caller's own."""
@@ -146,12 +151,20 @@ class Attempts(Generic[T]):
         await self._flights.close()
 
     def _start(
-        self, ask: Ask, reference: str | Digest, key: tuple[bytes | None, Hashable], attempt: Attempt[T]
+        self,
+        ask: Ask,
+        reference: str | Digest,
+        key: tuple[bytes | None, Hashable],
+        attempt: Attempt[T],
+        usable: bool,
+        proved: bool,
     ) -> tuple[asyncio.Task[T], bool]:
         """The attempt for `key`, begun now or joined; and whether it was joined."""
-        task, joined = self._flights.start(key, lambda: self._in_turn(ask, reference, key, attempt))
+        subject = self._subject(ask, reference)
+        probed = self._circuits.probed(subject, usable, proved)
+        task, joined = self._flights.start(key, lambda: self._in_turn(ask, reference, key, attempt, probed, usable))
         if not joined:
-            ended = self._circuits.asking(self._subject(ask, reference))
+            ended = self._circuits.asking(subject)
             task.add_done_callback(lambda _: ended())
         return task, joined
 
@@ -169,23 +182,52 @@ class Attempts(Generic[T]):
         raise UpstreamFailure("timeout", message) if patience else LeftAlone("timeout", message)
 
     async def _in_turn(
-        self, ask: Ask, reference: str | Digest, key: tuple[bytes | None, Hashable], attempt: Attempt[T]
+        self,
+        ask: Ask,
+        reference: str | Digest,
+        key: tuple[bytes | None, Hashable],
+        attempt: Attempt[T],
+        probed: tuple[Scope, ...],
+        usable: bool,
     ) -> T:
         generation, _ = key
+        subject = self._subject(ask, reference)
         # Not by the key: for one reference and the same rights it is one turn, whatever is wanted of it.
         turn = f"{self._kind} {ask.repository} {reference} {ask.principal.limited_as} {generation!r}"
-        mine = self._turns.take(turn)
-        try:
-            if not mine:
+        with ExitStack() as taken:
+            await self._probe(subject, probed, usable, taken)
+            mine = self._turns.take(turn)
+            followed = not mine
+            if followed:
                 self._following.add(key)
-                mine = await self._turns.wait(turn)
-                self._following.discard(key)
-                self._circuits.raise_if_open(self._subject(ask, reference))
-            return await self._learning(ask, reference, attempt, generation)
-        finally:
-            self._following.discard(key)
+                try:
+                    mine = await self._turns.wait(turn)
+                finally:
+                    self._following.discard(key)
             if mine:
-                self._turns.give_back(turn)
+                taken.callback(self._turns.give_back, turn)
+            if followed:
+                self._circuits.raise_if_open(subject)
+            if not mine and not probed:
+                # Whoever has it was not answered for long: of the circuits that this opened, here is the probe.
+                await self._probe(subject, self._circuits.probed(subject, usable, proved=True), False, taken)
+            return await self._learning(ask, reference, attempt, generation)
+
+    async def _probe(self, subject: Subject, probed: tuple[Scope, ...], waits: bool, taken: ExitStack) -> None:
+        """Take the turns of the circuits of `probed`; `taken` gives them back.
+
+        Another process's probe is waited for where nobody does for this one. Raises LeftAlone where that failed, or is
+        still under way.
+        """
+        for scope in probed:
+            turn = "probe " + "/".join(scope)
+            if self._turns.take(turn) or (waits and await self._turns.wait(turn, LONGEST_ATTEMPT)):
+                taken.callback(self._turns.give_back, turn)
+            elif not waits and (circuit := self._circuits.failing(subject)) is not None:
+                raise left_alone(subject, circuit, self._clock())
+        if probed and self._turns.shared:
+            await asyncio.sleep(_NEWS)
+            self._circuits.raise_if_open(subject, probed)
 
     async def _learning(self, ask: Ask, reference: str | Digest, attempt: Attempt[T], generation: bytes | None) -> T:
         try:

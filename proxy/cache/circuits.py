@@ -3,13 +3,15 @@
 Invariants:
 - A circuit that is due lets one attempt through. Until that has ended the circuit stands: everybody else is left alone,
   and its steps grow however long an upstream takes to fail.
-- What another process has met counts as if it had been met here, and is not told on (`heard`).
+- What another process has met counts as if it had been met here, and is not told on (`heard`). It stands for as long as
+  a probe may take: of one that is under way there nothing is known here.
 """
 
 import logging
 import math
 import random
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 
 from proxy.cache.ask import Clock
 from proxy.policy.backoff import OWN, Circuit, Scope, Subject, open_circuit
@@ -23,7 +25,7 @@ OnChange = Callable[[Scope, Circuit | None], None]
 
 _MOST_CIRCUITS = 4096
 # An attempt that takes longer, in seconds, holds nobody up any more: heads come within the limit, a body may trickle.
-_LONGEST_ATTEMPT = 2 * HEAD_LIMIT
+LONGEST_ATTEMPT = 2 * HEAD_LIMIT
 # What asking again would meet as well, whatever it is that is asked for.
 _HOPELESS = frozenset({"connect", "429"})
 
@@ -55,6 +57,15 @@ class Circuits:
     def may_ask(self, subject: Subject, proved: bool = True) -> bool:
         """Is every circuit of `subject` due, and nobody asking already?"""
         return not any(self._holds(scope, circuit) for scope, circuit in self._found(subject, proved))
+
+    def probed(self, subject: Subject, usable: bool, proved: bool) -> tuple[Scope, ...]:
+        """The scopes of the circuits that an attempt of `subject` would be the probe of, always in the same order.
+
+        Where there is nothing `usable` to fall back on, of those alone that hold everybody back.
+        """
+        own = subject.own_scope()
+        found = self._found(subject, proved if usable else True)
+        return tuple(scope for scope, circuit in found if usable or circuit.reason in _HOPELESS or scope == own)
 
     def asking(self, subject: Subject) -> Callable[[], None]:
         """An attempt of `subject` has begun; what this gives is to be called when it has ended."""
@@ -98,7 +109,7 @@ class Circuits:
         if circuit is None:
             self._circuits.pop(scope, None)
         elif before is None or before.until <= circuit.until:
-            self._circuits[scope] = circuit
+            self._circuits[scope] = replace(circuit, due_for=LONGEST_ATTEMPT)
             self._forget_some(self._clock())
 
     def living(self) -> list[tuple[Scope, Circuit]]:
@@ -122,11 +133,11 @@ class Circuits:
             if pointless and self._holds(scope, circuit):
                 raise left_alone(subject, circuit, now)
 
-    def raise_if_open(self, subject: Subject) -> None:
-        """Raise LeftAlone where what `subject` is about to ask has just failed elsewhere."""
+    def raise_if_open(self, subject: Subject, probed: Collection[Scope] = ()) -> None:
+        """Raise LeftAlone where what `subject` is about to ask, or is the probe of, has just failed elsewhere."""
         own, now = subject.own_scope(), self._clock()
         for scope, circuit in self._found(subject):
-            if circuit.is_open(now) and (circuit.reason in _HOPELESS or scope == own):
+            if circuit.is_open(now) and (circuit.reason in _HOPELESS or scope == own or scope in probed):
                 raise left_alone(subject, circuit, now)
 
     def _open(self, scope: Scope, failure: UpstreamFailure, now: float) -> bool:
@@ -159,7 +170,7 @@ class Circuits:
         """Is an attempt under way, begun after `since`, whose end will say what becomes of `circuit`?"""
         now = self._clock()
         begun = self._asking.get(scope, {}).values()
-        return circuit.opened <= now and any(since < at and 0 <= now - at < _LONGEST_ATTEMPT for at in begun)
+        return circuit.opened <= now and any(since < at and 0 <= now - at < LONGEST_ATTEMPT for at in begun)
 
     def _forget_some(self, now: float) -> None:
         if len(self._circuits) > _MOST_CIRCUITS:

@@ -16,13 +16,13 @@ from proxy.cache.history import History
 from proxy.cache.manifests import Manifests
 from proxy.cache.records import HistoryRecord, Prover, TagRecord, history_key, named_in, tag_key
 from proxy.cache.sticky import Named
-from proxy.oci.digest import Digest
 from proxy.storage.base import BlobStore, StorageError
+from proxy.storage.claims import named_claim
 from proxy.upstream.errors import UpstreamError, UpstreamFailure
 
 _log = logging.getLogger("pullthrough.cache")
 
-_CLAIM = Digest.of(b"checks of all tags for drift")
+_CLAIM = named_claim(b"checks of all tags for drift")
 _PAGE = 500
 # Seconds: how often it is looked whether something is due, and the longest pause between two questions.
 _TICK = 15.0

@@ -2,18 +2,18 @@
 
 Invariants:
 - A turn is a claim under a name of ours (`storage.claims`): it ends with its process, however that ends.
-- Whoever waits for one does so for `_LONGEST_WAIT` and then asks without: a process that hangs holds the others up for
-  no longer than a slow upstream would.
+- Whoever waits for one does so for `_LONGEST_WAIT`, or as long as it says, and then asks without: a process that hangs
+  holds the others up for no longer than a slow upstream would.
 - Where there is no other worker nothing is claimed and nobody waits.
 """
 
 import asyncio
 import contextlib
-import hashlib
 from typing import Protocol
 
 from proxy.oci.digest import Digest
 from proxy.storage.base import StorageError
+from proxy.storage.claims import named_claim
 
 # Seconds. What is left of the time a client waits is enough to ask the upstream.
 _LONGEST_WAIT = 10.0
@@ -39,6 +39,11 @@ class Turns:
     def __init__(self, store: Claiming | None = None) -> None:
         self._store = store
 
+    @property
+    def shared(self) -> bool:
+        """Are there other processes?"""
+        return self._store is not None
+
     def take(self, name: str) -> bool:
         """Take the turn called `name`, if it is nobody's. Never waits; who took it gives it back."""
         if self._store is None:
@@ -49,10 +54,10 @@ class Turns:
             # Twice is better than not at all.
             return True
 
-    async def wait(self, name: str) -> bool:
-        """Wait for the turn and take it; False where that takes too long."""
+    async def wait(self, name: str, longest: float | None = None) -> bool:
+        """Wait for the turn and take it; False where that takes too long, for more than `longest` seconds."""
         now, pause = asyncio.get_running_loop().time, _FIRST_PAUSE
-        until = now() + _LONGEST_WAIT
+        until = now() + (_LONGEST_WAIT if longest is None else longest)
         while not self.take(name):
             if now() >= until:
                 return False
@@ -68,5 +73,4 @@ class Turns:
 
 
 def _claimed(name: str) -> Digest:
-    # By another hash: no blob has this digest, since nobody can make content for it, and hold a turn with its fill.
-    return Digest("sha256", hashlib.blake2b(f"tag\0{name}".encode(), digest_size=32).hexdigest())
+    return named_claim(f"tag\0{name}".encode())

@@ -28,12 +28,16 @@ _LONGEST_RETRY_AFTER = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Circuit:
-    """Opened at `opened` (Unix seconds) for `step` seconds, after `failures` in a row, the last for `reason`."""
+    """Opened at `opened` (Unix seconds) for `step` seconds, after `failures` in a row, the last for `reason`.
+
+    `due_for`: how many seconds it is due at least, where another process may have a probe under way.
+    """
 
     failures: int
     opened: float
     step: float
     reason: Reason
+    due_for: float = 0.0
 
     @property
     def until(self) -> float:
@@ -46,7 +50,7 @@ class Circuit:
 
     def is_over(self, now: float) -> bool:
         """Does it say nothing any more? Also where the clock was set back: how old it is nobody knows then."""
-        return not self.opened <= now < self.until + self.step
+        return not self.opened <= now < self.until + max(self.step, self.due_for)
 
 
 @dataclass(frozen=True, slots=True)

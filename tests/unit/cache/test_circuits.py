@@ -161,6 +161,51 @@ def test_who_waited_for_another_process_hears_what_that_met(circuits: Circuits, 
     circuits.raise_if_open(subject("v2"))
 
 
+def test_who_waited_with_a_probe_hears_how_the_other_one_ended(circuits: Circuits, clock: ManualClock) -> None:
+    """A probe speaks for all that it is the probe of: where that has just failed elsewhere nothing is asked."""
+    circuits.failed(subject("v1"), BROKEN)
+    clock.advance(1)
+    probed = circuits.probed(subject("v2"), usable=True, proved=True)
+    circuits.raise_if_open(subject("v2"), probed)
+    circuits.heard(probed[0], Circuit(2, clock.now, 2.0, "5xx"))
+    circuits.raise_if_open(subject("v2"))
+    with pytest.raises(LeftAlone):
+        circuits.raise_if_open(subject("v2"), probed)
+
+
+def test_what_an_attempt_is_the_probe_of(circuits: Circuits) -> None:
+    """Of every circuit that it is in; where nothing is to fall back on, of those that would hold it back: another
+    reference's 5xx does not. Where a right is the question, of those that speak of rights."""
+    one, two = subject(), subject("v2")
+    assert circuits.probed(one, usable=True, proved=True) == ()
+    circuits.failed(one, BROKEN)
+    repository = one.scope_of("5xx", False, False)
+    assert circuits.probed(one, usable=True, proved=True) == (repository, one.own_scope())
+    assert circuits.probed(two, usable=True, proved=True) == (repository,)
+    assert circuits.probed(two, usable=True, proved=False) == ()
+    assert circuits.probed(one, usable=False, proved=True) == (one.own_scope(),)
+    assert circuits.probed(two, usable=False, proved=True) == ()
+    circuits.failed(two, DOWN)
+    assert circuits.probed(two, usable=False, proved=False) == (two.scope_of("connect", False, False),)
+
+
+def test_it_stands_while_another_process_may_probe(circuits: Circuits, clock: ManualClock) -> None:
+    """Of a probe over there, however long it takes, nothing is known here; nor is it waited for for ever."""
+    scope = subject().scope_of("5xx", False, False)
+    circuits.heard(scope, Circuit(3, clock.now, 4.0, "5xx"))
+    clock.advance(4 + 24)
+    failing = circuits.failing(subject())
+    assert failing is not None
+    assert circuits.may_ask(subject())
+    circuits.failed(subject(), BROKEN)
+    again = circuits.failing(subject())
+    assert again is not None
+    assert again.failures == 4
+    circuits.heard(scope, Circuit(4, clock.now, 8.0, "5xx"))
+    clock.advance(8 + 48)
+    assert circuits.failing(subject()) is None
+
+
 def test_another_upstream_begins_anew(circuits: Circuits, clock: ManualClock) -> None:
     """Neither circuits nor who asks say anything of the one that replaced it."""
     circuits.failed(subject(), DOWN)

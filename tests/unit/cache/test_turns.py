@@ -39,9 +39,18 @@ async def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not await other.wait("tag")
 
 
+async def test_how_long_is_waited_may_be_said() -> None:
+    """A probe waits for another one's for as long as that may take."""
+    one, other = two()
+    assert one.take("tag")
+    assert not await other.wait("tag", longest=0.02)
+
+
 async def test_alone_there_is_nothing_to_wait_for() -> None:
     """Where there is one process every turn is its own, at no cost."""
     alone = Turns()
+    assert not alone.shared
+    assert two()[0].shared
     assert alone.take("tag")
     assert alone.take("tag")
     assert await alone.wait("tag")
