@@ -99,6 +99,10 @@ class Daemon:
             self._process.kill()
             return self._process.wait()
 
+    def signal(self, number: int) -> None:
+        """Send it to the program."""
+        self._process.send_signal(number)
+
     def _alive(self) -> bool:
         code = self._process.poll()
         assert code is None, f"{self._name} ended with {code}:\n{self.log.read_text(errors='replace')[-4000:]}"

@@ -1,7 +1,8 @@
 """The proxy as its own process, the way people run it: `pullthrough serve`."""
 
+import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,16 +51,22 @@ class Proxy:
     """
 
     def __init__(
-        self, directory: Path, upstream: Listening, registry: str = REGISTRY, tls: NodeTLS | None = None, **more: Any
+        self,
+        directory: Path,
+        upstream: Listening,
+        registry: str = REGISTRY,
+        tls: NodeTLS | None = None,
+        doors: Sequence[int] = (),
+        **more: Any,
     ) -> None:
-        """`tls`: it speaks TLS alone, and its nodes show their certificate."""
+        """`tls`: it speaks TLS alone, and its nodes show their certificate. `doors` are ports that it has besides."""
         self.registry = registry
         self.port, self.admin_port = free_port(), free_port()
         self.directory = directory
         self.cache = directory / "cache"
         self.config = directory / "proxy.yaml"
         directory.mkdir(parents=True)
-        self._document = {
+        self._document: dict[str, Any] = {
             "listen": [{"address": f"127.0.0.1:{self.port}"}],
             "admin": {"address": f"127.0.0.1:{self.admin_port}"},
             "cache": {"directory": str(self.cache), "max_size": "4GiB", "min_free": "1MiB"},
@@ -68,17 +75,28 @@ class Proxy:
         }
         if tls is not None:
             self._document["listen"] = [{"address": f"127.0.0.1:{self.port}", "tls": tls.listener}]
+        self._document["listen"] += [{"address": f"127.0.0.1:{door}"} for door in doors]
         self.configure(**more)
         self._daemon = self._start()
-        self.node_files = directory / "nodes"
-        url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}"
-        options = tls.options if tls is not None else ()
-        run(PULLTHROUGH, "hosts-toml", "--config", self.config, "--url", url, "--out", self.node_files, *options)
+        self.node_files = self._write_node_files(
+            "nodes", "http" if tls is None else "https", *(tls.options if tls is not None else ())
+        )
 
     def configure(self, **more: Any) -> None:
         """Write the configuration anew, with these keys over the usual ones; counts from the next start on."""
         self._document |= more
         self.config.write_text(yaml.safe_dump(self._document))
+
+    def at(self, door: int, *options: str) -> "Proxy":
+        """The same, as the nodes see it that come in at `door`; `options` are for `hosts-toml`."""
+        seen = copy.copy(self)
+        seen.port = door
+        seen.node_files = seen._write_node_files(f"nodes-{door}", "http", *options)
+        return seen
+
+    def operate(self, *words: str) -> str:
+        """Run one of the commands that speak to a running server; gives what it printed."""
+        return run(PULLTHROUGH, *words, "--admin", f"http://127.0.0.1:{self.admin_port}")
 
     def restart(self) -> None:
         """Stop with SIGTERM, start again on the same cache."""
@@ -114,6 +132,11 @@ class Proxy:
 
     def log(self) -> str:
         return self._daemon.log.read_text()
+
+    def _write_node_files(self, name: str, scheme: str, *options: str | Path) -> Path:
+        out, url = self.directory / name, f"{scheme}://127.0.0.1:{self.port}"
+        run(PULLTHROUGH, "hosts-toml", "--config", self.config, "--url", url, "--out", out, *options)
+        return out
 
     def _start(self) -> Daemon:
         daemon = Daemon([PULLTHROUGH, "serve", "--config", self.config], self.directory / "log", cwd=self.directory)

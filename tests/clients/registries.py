@@ -1,6 +1,7 @@
 """The upstreams: real registries on a free port, whose access log tells what reached them."""
 
 import re
+import signal
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,18 @@ class Upstream:
 
     def stop(self) -> None:
         self._daemon.stop()
+
+    def kill(self) -> None:
+        """End it without a word: nobody listens any more."""
+        self._daemon.signal(signal.SIGKILL)
+        self._daemon.stop()
+
+    def freeze(self) -> None:
+        """Connections are taken, by the system, and nothing is said; until `thaw`."""
+        self._daemon.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._daemon.signal(signal.SIGCONT)
 
     def push(self, layout: Path, tag: str, repository: str, *options: str) -> None:
         """Push what `tag` names in an OCI layout; `--format v2s2` makes it a Docker schema 2 image."""
