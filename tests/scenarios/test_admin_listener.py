@@ -43,8 +43,7 @@ async def raw(proxy: Proxy, *lines: bytes, end: bytes = b"") -> tuple[int, bytes
     writer.write(b"\r\n".join((*lines, b"Connection: close", b"", b"")))
     async with asyncio.timeout(10):
         answer = await (reader.readuntil(end) if end else reader.read())
-    writer.close()
-    await writer.wait_closed()
+    writer.transport.abort()
     return int(answer.split(b" ", 2)[1]), answer
 
 
