@@ -76,6 +76,10 @@ class Records:
             self._trouble(error)
             return [None] * len(keys)
 
+    async def read(self, *keys: str) -> list[bytes | None]:
+        """The values of `keys`, None for what is absent. Raises StorageError: to operators that is another answer."""
+        return await self._store.get(*keys)
+
     async def put(
         self,
         entries: Mapping[str, bytes],

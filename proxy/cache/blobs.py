@@ -150,9 +150,9 @@ class Blobs:
     async def bring(self, ask: Ask, digest: Digest, speed: Speed | None) -> Brought:
         """Have the blob in the store for `ask`, without reading it, and wait until it is there.
 
-        A fill that begins here keeps to `speed` (None: to none) as long as nobody reads it. Whoever is cancelled ends
-        such a fill if it is nobody else's; what has arrived stays to be gone on with. Raises UpstreamError, or
-        Uncacheable where the blob cannot be kept.
+        A fill that begins here keeps to `speed` (None: to none) as long as nobody reads it, or brings it without one.
+        The last one to be cancelled ends such a fill; what has arrived stays to be gone on with. Raises UpstreamError,
+        or Uncacheable where the blob cannot be kept.
         """
         while True:
             stored = await self._open_stored(ask, digest)
@@ -161,13 +161,13 @@ class Blobs:
                 return Brought(stored.size, here=True)
             self._raise_if_troubled(digest)
             try:
-                fill, reader, _ = await self._join(ask, digest, 0, speed, reads=False)
+                fill, reader, _ = await self._join(ask, digest, 0, speed, brings=True)
                 try:
                     await self._over(fill)
                 finally:
                     await reader.close()
             except asyncio.CancelledError:
-                self._abandon(ask, digest)
+                self._abandon(digest)
                 raise
             if isinstance(fill.error, UpstreamError) and fill.ask.rights != ask.rights:
                 # Somebody else's failure.
@@ -205,9 +205,9 @@ class Blobs:
         return BlobAnswer(reader, verdict)
 
     async def _join(
-        self, ask: Ask, digest: Digest, start: int, speed: Speed | None = None, reads: bool = True
+        self, ask: Ask, digest: Digest, start: int, speed: Speed | None = None, brings: bool = False
     ) -> tuple[Fill, FillReader, Verdict]:
-        """A reader of the fill, one that runs or a new one; see `bring` for `speed`."""
+        """A reader of the fill, one that runs or a new one; see `bring` for `speed` and for what it `brings`."""
         generation = await self._attempts.generation(ask)
         while True:
             fill = self._fills.get(digest)
@@ -217,7 +217,9 @@ class Blobs:
             if fill is None or own:
                 self._attempts.check(ask, digest, generation)
                 fill = self._start_fill(ask, digest, start, generation, speed)
-            reader = fill.join(ask, reads)
+                fill.for_readers = not brings
+            # Who keeps to no speed has not asked for that of another's job either.
+            reader = fill.join(ask, reads=not brings or speed is None)
             verdict = Verdict(CacheState.MISS if own else CacheState.JOINED, 0.0)
             try:
                 right: Verdict | None = None
@@ -273,10 +275,10 @@ class Blobs:
         if tasks := [task for task, one in self._tasks.items() if one is fill]:
             await asyncio.wait(tasks)
 
-    def _abandon(self, ask: Ask, digest: Digest) -> None:
-        """End the fill that `ask` began if nobody has it. Its task is awaited by `close`, like all of them."""
+    def _abandon(self, digest: Digest) -> None:
+        """End the fill that began for no reader if nobody has it. Its task is awaited by `close`, like all of them."""
         fill = self._fills.get(digest)
-        if fill is None or fill.ask is not ask or fill.progress[1] or fill.verified:
+        if fill is None or fill.for_readers or fill.progress[1] or fill.verified:
             return
         fill.joinable = False
         for task, one in self._tasks.items():

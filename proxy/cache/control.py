@@ -9,9 +9,10 @@ Invariants:
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Protocol
 
 from proxy.cache.ask import Ask, Clock, Records
@@ -21,6 +22,7 @@ from proxy.cache.manifests import Manifests
 from proxy.cache.records import (
     HistoryRecord,
     HoldRecord,
+    MemberRecord,
     NodesRecord,
     Prover,
     TagRecord,
@@ -31,22 +33,23 @@ from proxy.cache.records import (
     named_in,
     tag_key,
 )
+from proxy.cache.sticky import Counts, Named, StickyTag, Wanted, fits, is_named, is_so, text_of
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.policy.freshness import Freshness, Lifetimes, freshness
 from proxy.storage.base import StorageError
-from proxy.upstream.errors import UpstreamError
+from proxy.upstream.errors import UpstreamError, UpstreamFailure
 
 _log = logging.getLogger("pullthrough.cache")
 
 _PAGE = 500
 _AT_ONCE = 8
+# So often a push or a purge may come in between an answer of the upstream and its being written down.
+_TRIES = 4
 # Seconds: whoever counts reads every tag.
 _COUNT_INTERVAL = 5.0
 _KEEP_HOLD = 3650 * 86400.0
 _UNWRITABLE = "the metadata cache cannot be written"
-
-Named = tuple[Repository, str]
 
 
 class Configured(Protocol):
@@ -70,54 +73,6 @@ class TooMany(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which tags: all that is given must fit. `pattern` is a shell pattern of `registry/repository:tag`."""
-
-    pattern: str | None = None
-    registry: str | None = None
-    repository: str | None = None
-    cluster: str = ""
-    drifted: bool = False
-    held: bool = False
-    unchecked: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StickyTag:
-    """A tag as it is served here: `record` None where it is known by its hold, or its history, alone.
-
-    `ttl` in seconds, by the lifetimes of the cluster that was asked about; `unchecked` says why the proxy cannot ask
-    for it by itself.
-    """
-
-    repository: Repository
-    tag: str
-    record: TagRecord | None
-    hold: HoldRecord | None
-    history: HistoryRecord
-    freshness: Freshness
-    ttl: float
-    unchecked: str | None
-
-    @property
-    def digest(self) -> str | None:
-        """What is served for it."""
-        if self.hold is not None:
-            return self.hold.digest
-        return self.record.digest if self.record is not None else None
-
-    @property
-    def upstream_digest(self) -> str | None:
-        """What it was upstream when that was last seen."""
-        return (self.record.upstream_digest or self.record.digest) if self.record is not None else None
-
-    @property
-    def drifted(self) -> bool:
-        """Is it known to be another one upstream?"""
-        return self.upstream_digest is not None and self.upstream_digest != self.digest
-
-
-@dataclass(frozen=True, slots=True)
 class Refreshed:
     """A tag's digest before and after; `error`: why the upstream could not be asked now."""
 
@@ -126,24 +81,6 @@ class Refreshed:
     before: str | None
     after: str | None
     error: str | None = None
-
-
-@dataclass(slots=True)
-class Counts:
-    """How many tags there are: in all, held, unchecked, and drifted by registry."""
-
-    known: int = 0
-    held: int = 0
-    unchecked: int = 0
-    drifted: dict[str, int] = field(default_factory=dict)
-
-    def add(self, one: StickyTag) -> None:
-        """Count one more."""
-        registry = one.repository.registry
-        self.known += 1
-        self.held += one.hold is not None
-        self.unchecked += one.unchecked is not None
-        self.drifted[registry] = self.drifted.get(registry, 0) + one.drifted
 
 
 class Control:
@@ -167,6 +104,7 @@ class Control:
         self._clock = clock
         self._counts = Counts()
         self._counted_at = -_COUNT_INTERVAL
+        self._counting = asyncio.Lock()
 
     # What there is.
 
@@ -178,41 +116,48 @@ class Control:
         found: list[StickyTag] = []
         await self._history.write()
         async for page in self._pages(last):
+            # Histories are long: only those of tags that are wanted by all else are read.
+            page = [named for named in page if is_named(named, wanted)]
+            if wanted.drifted or wanted.held or wanted.unchecked:
+                without = await self._read(page, wanted.cluster, histories=False)
+                page = [(one.repository, one.tag) for one in without if is_so(one, wanted)]
             found += [one for one in await self._read(page, wanted.cluster) if fits(one, wanted)]
             if len(found) >= n:
                 break
         return found[:n]
 
     async def tag(self, named: Named, cluster: str = "") -> StickyTag:
-        """This one, even where nothing but its history is left, or not even that."""
+        """This one, even where nothing but its history is left, or not even that. Raises StorageError."""
         await self._history.write()
         (found,) = await self._read([named], cluster)
         return found
 
     async def counts(self) -> Counts | None:
         """How many there are, no older than a few seconds; None where they cannot be counted now."""
-        now = self._clock()
-        if abs(now - self._counted_at) >= _COUNT_INTERVAL:
-            counts = Counts()
-            try:
-                async for page in self._pages(""):
-                    for one in await self._read(page, ""):
-                        counts.add(one)
-            except StorageError as error:
-                _log.debug("tags cannot be counted: %s", error)
-                return None
-            self._counts, self._counted_at = counts, now
-        return self._counts
+        # Whoever comes while somebody counts waits for that: many who count at once would all be late.
+        async with self._counting:
+            now = self._clock()
+            if abs(now - self._counted_at) >= _COUNT_INTERVAL:
+                counts = Counts()
+                try:
+                    async for page in self._pages(""):
+                        for one in await self._read(page, "", histories=False):
+                            counts.add(one)
+                except StorageError as error:
+                    _log.debug("tags cannot be counted: %s", error)
+                    return None
+                self._counts, self._counted_at = counts, now
+            return self._counts
 
     async def nodes(self, named: Named, digest: str) -> NodesRecord:
-        """Which clients were given `digest` for this tag."""
+        """Which clients were given `digest` for this tag. Raises StorageError."""
         return await self._history.nodes(*named, digest)
 
     async def matching(self, pattern: str, most: int) -> list[Named]:
         """The tags whose `registry/repository:tag` fits the shell pattern. Raises TooMany, StorageError."""
         found: list[Named] = []
         async for page in self._pages(""):
-            found += [named for named in page if fnmatchcase(_text(named), pattern)]
+            found += [named for named in page if fnmatchcase(text_of(named), pattern)]
             if len(found) > most:
                 raise TooMany(f"more than {most} tags fit that pattern")
         return found
@@ -220,27 +165,44 @@ class Control:
     # What is done with it.
 
     async def refresh(self, several: Sequence[Named]) -> list[Refreshed]:
-        """Ask the upstream for each now; what has moved is served from then on. What was under way is not believed."""
+        """Ask the upstream for each now; what has moved is served from then on. What was under way is not believed.
+
+        Raises StorageError where it cannot be read what they are.
+        """
         turn = asyncio.Semaphore(_AT_ONCE)
+        befores: dict[Named, TagRecord | None] = {}
+        unwritable: set[Repository] = set()
+        silent: dict[str, str] = {}
+        # All of a repository at once and before the first is asked for: what is asked in one generation is not written
+        # down in the next. Then each is asked for at the next request in any case.
+        for repository, tags in _by_repository(several).items():
+            found = await self._records.read(*(tag_key(repository, tag) for tag in tags))
+            befores |= {(repository, tag): TagRecord.load(raw) for tag, raw in zip(tags, found, strict=True)}
+            if not await self._changes.in_doubt(Change(repository, tags)):
+                unwritable.add(repository)
 
         async def one(named: Named) -> Refreshed:
+            before = befores[named]
+            digest = before.digest if before is not None else None
+            if named[0] in unwritable:
+                return Refreshed(*named, digest, digest, _UNWRITABLE)
             async with turn:
-                return await self._refresh(named)
+                if (error := silent.get(named[0].registry)) is not None:
+                    # A thousand tags would wait for as many time-outs.
+                    return Refreshed(*named, digest, digest, error)
+                return await self._refresh(named, before, silent)
 
         # All have ended before the first failure is raised.
-        found = await asyncio.gather(*map(one, several), return_exceptions=True)
-        for one_found in found:
-            if isinstance(one_found, BaseException):
-                raise one_found
-        return [one_found for one_found in found if isinstance(one_found, Refreshed)]
+        ended = await asyncio.gather(*map(one, several), return_exceptions=True)
+        for one_ended in ended:
+            if isinstance(one_ended, BaseException):
+                raise one_ended
+        return [one_ended for one_ended in ended if isinstance(one_ended, Refreshed)]
 
     async def purge(self, several: Sequence[Named]) -> None:
         """Forget what each tag is: the next request asks the upstream. Holds and history stay. Raises StorageError."""
-        by_repository: dict[Repository, list[str]] = {}
-        for repository, tag in several:
-            by_repository.setdefault(repository, []).append(tag)
-        for repository, tags in by_repository.items():
-            _written(await self._changes.happened(Change(repository, tuple(tags))))
+        for repository, tags in _by_repository(several).items():
+            _written(await self._changes.happened(Change(repository, tags)))
 
     async def purge_manifest(self, repository: Repository, digest: Digest) -> None:
         """Forget a manifest, and that the repository has it. Raises StorageError."""
@@ -253,8 +215,9 @@ class Control:
         Raises CannotHold where that could not be served, StorageError.
         """
         repository, tag = named
-        raw_member, body = await self._records.get(member_key(repository, digest), manifest_key(digest))
-        if raw_member is None or body is None:
+        raw_member, body = await self._records.read(member_key(repository, digest), manifest_key(digest))
+        member = MemberRecord.load(raw_member)
+        if member is None or member.gone is not None or body is None:
             await self._have(named, digest)
         hold = HoldRecord(str(digest), self._clock(), by)
         _written(await self._records.put({hold_key(repository, tag): hold.dump()}, _KEEP_HOLD))
@@ -263,7 +226,7 @@ class Control:
     async def release(self, several: Sequence[Named]) -> list[Named]:
         """Let them go by the upstream again; gives those that were held. Raises StorageError."""
         keys = [hold_key(*named) for named in several]
-        found = await self._records.get(*keys)
+        found = await self._records.read(*keys)
         held = [named for named, raw in zip(several, found, strict=True) if raw is not None]
         _written(await self._records.delete(*(hold_key(*named) for named in held)))
         return held
@@ -280,21 +243,22 @@ class Control:
         except UpstreamError as error:
             raise CannotHold(f"{digest} is not in the cache and cannot be had: {error}") from error
 
-    async def _refresh(self, named: Named) -> Refreshed:
+    async def _refresh(self, named: Named, before: TagRecord | None, silent: dict[str, str]) -> Refreshed:
+        """Refresh one; a registry that does not answer is added to `silent`, with what to say of its other tags."""
         repository, tag = named
-        raw, raw_hold = await self._records.get(tag_key(*named), hold_key(*named))
-        before, hold = TagRecord.load(raw), HoldRecord.load(raw_hold)
-        digest = before.digest if before is not None else None
+        (raw_hold,) = await self._records.read(hold_key(*named))
+        hold, digest = HoldRecord.load(raw_hold), before.digest if before is not None else None
         ask = self._configured().background(repository, before.proved_by if before is not None else None)
-        # Asked for at the next request in any case, and what was asked before now is not written down any more.
-        if not await self._changes.in_doubt(Change(repository, (tag,))):
-            return Refreshed(repository, tag, digest, digest, _UNWRITABLE)
         error, after = None, digest
         if ask is not None:
             try:
-                after = (await self._manifests.look(ask, tag, fetch=True)).digest
+                after = await self._have_looked(ask, tag)
             except UpstreamError as failure:
                 error = str(failure)
+                if isinstance(failure, UpstreamFailure) and failure.reason in {"connect", "timeout"}:
+                    silent[repository.registry] = error
+            if error is None and after is None:
+                error, after = "the repository changes all the time; the next request asks for it", digest
         elif before is not None and before.proved_by == "client":
             error = "it is asked for with the next client's credential"
         else:
@@ -303,6 +267,19 @@ class Control:
             # Whatever it is upstream, it is served as it is held.
             return Refreshed(repository, tag, hold.digest, hold.digest, error or "it is held until it is released")
         return Refreshed(repository, tag, digest, after, error)
+
+    async def _have_looked(self, ask: Ask, tag: str) -> str | None:
+        """The digest that is in force for `tag` once the upstream was asked; None where that was not written down.
+
+        Raises UpstreamError, StorageError.
+        """
+        for _ in range(_TRIES):
+            await self._manifests.look(ask, tag, fetch=True)
+            (raw,) = await self._records.read(tag_key(ask.repository, tag))
+            # Anything that is pushed to or purged from the repository meanwhile keeps the answer from being believed.
+            if (record := TagRecord.load(raw)) is not None and not record.in_doubt:
+                return record.digest
+        return None
 
     async def _pages(self, last: str) -> AsyncIterator[list[Named]]:
         """All tags that have an entry or a hold, in order, after the one called `last`. Raises StorageError."""
@@ -319,31 +296,37 @@ class Control:
             if over:
                 return
 
-    async def _read(self, several: Sequence[Named], cluster: str) -> list[StickyTag]:
-        keys = [key(*named) for named in several for key in (tag_key, hold_key, history_key)]
-        found = await self._records.get(*keys)
-        return [self._sticky(named, cluster, *found[3 * place : 3 * place + 3]) for place, named in enumerate(several)]
+    async def _read(self, several: Sequence[Named], cluster: str, histories: bool = True) -> list[StickyTag]:
+        kinds = (tag_key, hold_key, history_key) if histories else (tag_key, hold_key)
+        found = iter(await self._records.read(*(key(*named) for named in several for key in kinds)))
+        return [self._sticky(named, cluster, *islice(found, len(kinds))) for named in several]
 
     def _sticky(
-        self, named: Named, cluster: str, raw_tag: bytes | None, raw_hold: bytes | None, raw_history: bytes | None
+        self,
+        named: Named,
+        cluster: str,
+        raw_tag: bytes | None,
+        raw_hold: bytes | None,
+        raw_history: bytes | None = None,
     ) -> StickyTag:
         repository, tag = named
         configured, now = self._configured(), self._clock()
-        record = TagRecord.load(raw_tag)
-        lifetimes = configured.lifetimes_in(repository.registry, cluster)
-        state, ttl, unchecked = Freshness.EXPIRED, 0.0, None
+        record, history = TagRecord.load(raw_tag), HistoryRecord.load(raw_history) or HistoryRecord()
+        state, ttls, unchecked = Freshness.EXPIRED, {}, None
         if record is not None:
-            if lifetimes is not None:
-                whole = lifetimes.ttl_of(repository.name, tag)
-                state, ttl = (
-                    freshness(record.checked, now, whole, lifetimes.stale_if_error),
-                    record.checked + whole - now,
-                )
+            checked = record.gone or record.checked
+            for name in {cluster, *(name for served in history.digests for name in served.clusters)}:
+                if (lifetimes := configured.lifetimes_in(repository.registry, name)) is not None:
+                    whole = lifetimes.ttl_of(repository.name, tag)
+                    ttls[name] = checked + whole - now
+                    if name == cluster:
+                        state = freshness(checked, now, whole, lifetimes.stale_if_error)
             if record.in_doubt and state is Freshness.FRESH:
                 state = Freshness.STALE
             unchecked = self._why_unchecked(repository, record)
-        history = HistoryRecord.load(raw_history) or HistoryRecord()
-        return StickyTag(repository, tag, record, HoldRecord.load(raw_hold), history, state, ttl, unchecked)
+        ttl = ttls.get(cluster, 0.0)
+        ttls.pop("", None)
+        return StickyTag(repository, tag, record, HoldRecord.load(raw_hold), history, state, ttl, unchecked, ttls)
 
     def _why_unchecked(self, repository: Repository, record: TagRecord) -> str | None:
         if record.proved_by == "client":
@@ -353,25 +336,14 @@ class Control:
         return None
 
 
-def fits(one: StickyTag, wanted: Wanted) -> bool:
-    """Is it one of those that are wanted?"""
-    named = (one.repository, one.tag)
-    return (
-        (wanted.pattern is None or fnmatchcase(_text(named), wanted.pattern))
-        and wanted.registry in (None, one.repository.registry)
-        and (wanted.repository is None or fnmatchcase(one.repository.name, wanted.repository))
-        and (not wanted.cluster or any(wanted.cluster in served.clusters for served in one.history.digests))
-        and (not wanted.drifted or one.drifted)
-        and (not wanted.held or one.hold is not None)
-        and (not wanted.unchecked or one.unchecked is not None)
-    )
+def _by_repository(several: Iterable[Named]) -> dict[Repository, tuple[str, ...]]:
+    found: dict[Repository, list[str]] = {}
+    for repository, tag in several:
+        found.setdefault(repository, []).append(tag)
+    return {repository: tuple(tags) for repository, tags in found.items()}
 
 
 def _written(done: bool) -> None:
     """What is in force when the call returns has to be in the store: raise StorageError where it is not."""
     if not done:
         raise StorageError(_UNWRITABLE)
-
-
-def _text(named: Named) -> str:
-    return f"{named[0]}:{named[1]}"

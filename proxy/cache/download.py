@@ -379,10 +379,16 @@ class Download:
 
 
 async def finished_in_thread(call: Callable[..., T], *arguments: object) -> T:
-    """Run `call` in a thread; who is cancelled still waits for its end, since the file is closed then."""
+    """Run `call` in a thread; who is cancelled, however often, waits for its end, since the file is closed then."""
     task = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        # Looked at, so that nobody misses it.
+        task.exception()
+        raise asyncio.CancelledError
+    return task.result()

@@ -11,17 +11,18 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 from proxy.cache.ask import Ask, Clock, Records
-from proxy.cache.control import Configured, Named
+from proxy.cache.control import Configured
 from proxy.cache.history import History
 from proxy.cache.manifests import Manifests
-from proxy.cache.records import HistoryRecord, TagRecord, history_key, named_in, tag_key
-from proxy.oci.digest import Digest
+from proxy.cache.records import HistoryRecord, Prover, TagRecord, history_key, named_in, tag_key
+from proxy.cache.sticky import Named
 from proxy.storage.base import BlobStore, StorageError
+from proxy.storage.claims import named_claim
 from proxy.upstream.errors import UpstreamError, UpstreamFailure
 
 _log = logging.getLogger("pullthrough.cache")
 
-_CLAIM = Digest.of(b"checks of all tags for drift")
+_CLAIM = named_claim(b"checks of all tags for drift")
 _PAGE = 500
 # Seconds: how often it is looked whether something is due, and the longest pause between two questions.
 _TICK = 15.0
@@ -78,15 +79,19 @@ class Drift:
         self._asked = {named: at for named, at in self._asked.items() if self._clock() - at < _IN_USE}
         failing: set[str] = set()
         asked = 0
-        for named, ask, interval in due:
-            if ask.repository.registry in failing:
+        for named, proved_by, interval in due:
+            registry = named[0].registry
+            if registry in failing:
                 continue
             if asked:
                 # Spread over half of the interval, so that a thousand tags are no burst.
                 await asyncio.sleep(min(_LONGEST_PAUSE, interval / 2 / len(due)))
+            # By what counts now: a round lasts for minutes, and a reload may have come in between.
+            if (ask := self._ask(named, proved_by)) is None:
+                continue
             asked += 1
             if not await self._look(named, ask):
-                failing.add(ask.repository.registry)
+                failing.add(registry)
         return asked
 
     async def _look(self, named: Named, ask: Ask) -> bool:
@@ -105,8 +110,13 @@ class Drift:
             self._history.seen(repository, tag, record.upstream_digest)
         return True
 
-    async def _due(self) -> AsyncIterator[tuple[Named, Ask, float]]:
-        """The tags to be looked at now, how, and how often their registry's are."""
+    def _ask(self, named: Named, proved_by: Prover) -> Ask | None:
+        """How the tag is to be looked at; None where it cannot be, or nobody wants it."""
+        ask = self._configured().background(named[0], proved_by)
+        return ask if ask is not None and ask.lifetimes.drift_interval else None
+
+    async def _due(self) -> AsyncIterator[tuple[Named, Prover, float]]:
+        """The tags to be looked at now, whose right to them was confirmed, and how often their registry's are."""
         last = "tag/"
         while keys := await self._records.scan("tag/", last, _PAGE):
             last = keys[-1]
@@ -115,22 +125,22 @@ class Drift:
             for place, named in enumerate(several):
                 record, history = TagRecord.load(found[2 * place]), HistoryRecord.load(found[2 * place + 1])
                 if record is not None and history is not None:
-                    due = self._is_due(named, record, history)
-                    if due is not None:
-                        yield named, due[0], due[1]
+                    interval = self._is_due(named, record, history)
+                    if interval is not None:
+                        yield named, record.proved_by, interval
 
-    def _is_due(self, named: Named, record: TagRecord, history: HistoryRecord) -> tuple[Ask, float] | None:
-        repository, now = named[0], self._clock()
-        ask = self._configured().background(repository, record.proved_by)
-        if ask is None or not ask.lifetimes.drift_interval:
+    def _is_due(self, named: Named, record: TagRecord, history: HistoryRecord) -> float | None:
+        """How often the tag is looked at, in seconds, where that is to be done now."""
+        ask, now = self._ask(named, record.proved_by), self._clock()
+        if ask is None:
             return None
-        served = max((one.last for one in history.digests if one.pulls), default=0.0)
+        served = max((one.given for one in history.digests), default=0.0)
         interval = ask.lifetimes.drift_interval
         # One by one: where the clock was set back, what lies ahead says nothing.
         looked = (record.checked, record.looked, self._asked.get(named, 0.0))
         if now - served >= _IN_USE or any(0 <= now - at < interval for at in looked):
             return None
-        return ask, interval
+        return interval
 
     async def _check_now_and_then(self) -> None:
         while True:

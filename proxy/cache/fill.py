@@ -34,6 +34,7 @@ from proxy.cache.speed import Brake
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.storage.base import PartialBlob, StorageError, StoredBlob, User
+from proxy.storage.claims import named_claim
 from proxy.storage.fillmap import BadMap, FillState
 from proxy.telemetry.events import DigestMismatch, FillEnded, FillStarted
 from proxy.upstream.errors import (
@@ -61,7 +62,7 @@ class Fill:
         self.digest = digest
         self.ask = ask
         # Claimed before the digest: of all processes one for each source tries to fill it.
-        self._turn = Digest.of(means.source + str(digest).encode())
+        self._turn = named_claim(means.source + str(digest).encode())
         self.began = asyncio.get_running_loop().time()
         self.size = 0
         self.verified = False
@@ -69,6 +70,8 @@ class Fill:
         # Nobody is to join any more: it has failed, or may be closing its files.
         self.joinable = True
         self.error: Exception | None = None
+        # A client caused it, so that it goes on when everybody has left.
+        self.for_readers = True
         # The blob was in the store already, put there by another process.
         self.present = False
         # Whom the upstream has answered with the blob, by their rights.
@@ -109,7 +112,7 @@ class Fill:
     def join(self, ask: Ask, reads: bool = True) -> FillReader:
         """A reader with the rights of `ask`, of a fill that is joinable and has the source that `ask` has.
 
-        Whoever joins closes the reader. `reads` False: it only wants the blob to be there.
+        Whoever joins closes the reader. `reads` False: it only wants the blob to be there, at the fill's own speed.
         """
         reader = FillReader(self)
         self._readers.add(reader, ask, reads)

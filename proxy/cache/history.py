@@ -4,7 +4,7 @@ Invariants:
 - Serving never waits for it: `served` only counts in memory, and what cannot be written is forgotten.
 - What was taken out of memory is written to its end, whoever leaves meanwhile, and whoever reads waits for that.
 - Processes that share the metadata add to the same records, each by compare and set: none loses another's counts.
-- Everything is bounded: digests of a tag, nodes of a digest, and what waits to be written.
+- Everything is bounded: digests of a tag, nodes of a digest, and what waits to be written. Nodes go with their digest.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class History:
             return
         seen = news.served
         clusters = seen.clusters | {ask.cluster: seen.clusters.get(ask.cluster, 0) + 1}
-        news.served = replace(seen, last=now, pulls=seen.pulls + 1, clusters=clusters)
+        news.served = replace(seen, last=now, pulls=seen.pulls + 1, clusters=clusters, given=now)
         node = news.nodes.get(client)
         if node is None and len(news.nodes) >= _MOST_NODES:
             news.others += 1
@@ -91,8 +91,8 @@ class History:
         return [HistoryRecord.load(raw) or HistoryRecord() for raw in found]
 
     async def nodes(self, repository: Repository, tag: str, digest: str) -> NodesRecord:
-        """Who was given `digest` for `tag`."""
-        (raw,) = await self._records.get(nodes_key(repository, tag, digest))
+        """Who was given `digest` for `tag`. Raises StorageError."""
+        (raw,) = await self._records.read(nodes_key(repository, tag, digest))
         return NodesRecord.load(raw) or NodesRecord()
 
     async def write(self) -> None:
@@ -124,24 +124,32 @@ class History:
 
     async def _add(self, repository: Repository, tag: str, news: dict[str, _News]) -> None:
         served = [one.served for one in news.values()]
-        await self._change(
+        before, after = await self._change(
             history_key(repository, tag), lambda raw: merged(HistoryRecord.load(raw) or HistoryRecord(), served).dump()
         )
+        kept = _digests_of(after)
         for digest, one in news.items():
-            if one.nodes:
+            if one.nodes and digest in kept:
                 await self._change(nodes_key(repository, tag, digest), partial(_more_nodes, one))
+        if gone := _digests_of(before) - kept:
+            await self._records.delete(*(nodes_key(repository, tag, digest) for digest in gone))
 
-    async def _change(self, key: str, change: Callable[[bytes | None], bytes]) -> None:
-        """Put what `change` makes of the value in its place; again where another process was quicker."""
+    async def _change(self, key: str, change: Callable[[bytes | None], bytes]) -> tuple[bytes | None, bytes | None]:
+        """Put what `change` makes of the value in its place; again where another process was quicker.
+
+        Gives what was there, and what is there now; None and None where it could not.
+        """
         before: bytes | None = None
         for attempt in range(_TRIES):
             (raw,) = await self._records.get(key)
             if attempt and raw == before:
                 # Nobody was quicker: the store is in trouble, and said so.
-                return
-            if await self._records.put({key: change(raw)}, KEEP_CONTENT, only_while=(key, raw)):
-                return
+                return None, None
+            after = change(raw)
+            if await self._records.put({key: after}, KEEP_CONTENT, only_while=(key, raw)):
+                return raw, after
             before = raw
+        return None, None
 
     async def _write_now_and_then(self) -> None:
         while True:
@@ -153,13 +161,17 @@ class History:
 
 
 def merged(record: HistoryRecord, more: Iterable[Served]) -> HistoryRecord:
-    """`record` with `more` added to it; the digests last seen are kept."""
+    """`record` with `more` added to it; those last seen are kept, and before others those that somebody was served."""
     digests = {one.digest: one for one in record.digests}
     for one in more:
         before = digests.get(one.digest)
         digests[one.digest] = one if before is None else _both(before, one)
     newest = sorted(digests.values(), key=lambda one: one.last, reverse=True)
-    return HistoryRecord(tuple(newest[:_MOST_DIGESTS]))
+    if len(newest) > _MOST_DIGESTS:
+        # Of a tag that moves all the time checks see many digests that nobody is served: they push out nothing else.
+        kept = newest[:1] + sorted(newest[1:], key=lambda one: not one.pulls)[: _MOST_DIGESTS - 1]
+        newest = sorted(kept, key=lambda one: one.last, reverse=True)
+    return HistoryRecord(tuple(newest))
 
 
 def merged_nodes(record: NodesRecord, more: Mapping[str, Node], more_others: int = 0) -> NodesRecord:
@@ -188,7 +200,12 @@ def _both(before: Served, after: Served) -> Served:
         max(before.last, after.last),
         before.pulls + after.pulls,
         clusters,
+        max(before.given, after.given),
     )
+
+
+def _digests_of(raw: bytes | None) -> set[str]:
+    return {one.digest for one in (HistoryRecord.load(raw) or HistoryRecord()).digests}
 
 
 def _more_nodes(news: _News, raw: bytes | None) -> bytes:

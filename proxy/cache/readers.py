@@ -56,7 +56,7 @@ class Readers:
         self._sendable = sendable
         self._asks: dict[object, Ask] = {}
         self._vouched: dict[object, Ask] = {}
-        # Those who only want the blob to be there.
+        # Those who only want the blob to be there, whenever that is.
         self._idle: set[object] = set()
         self._waits: dict[asyncio.Future[None], tuple[int, bool]] = {}
         self._due: deque[asyncio.Future[None]] = deque()

@@ -155,13 +155,17 @@ class HoldRecord(_Record):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A digest that a tag had: first and last seen, how often it was served, and to which clusters how often."""
+    """A digest that a tag had: first and last seen, how often it was served, and to which clusters how often.
+
+    `given`: when a client was last served it.
+    """
 
     digest: str
     first: Time
     last: Time
     pulls: int = 0
     clusters: dict[str, int] = field(default_factory=dict)
+    given: Time = 0.0
 
 
 @dataclass(frozen=True, slots=True)

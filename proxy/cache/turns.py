@@ -9,11 +9,11 @@ Invariants:
 
 import asyncio
 import contextlib
-import hashlib
 from typing import Protocol
 
 from proxy.oci.digest import Digest
 from proxy.storage.base import StorageError
+from proxy.storage.claims import named_claim
 
 # Seconds. What is left of the time a client waits is enough to ask the upstream.
 _LONGEST_WAIT = 10.0
@@ -73,5 +73,4 @@ class Turns:
 
 
 def _claimed(name: str) -> Digest:
-    # By another hash: no blob has this digest, since nobody can make content for it, and hold a turn with its fill.
-    return Digest("sha256", hashlib.blake2b(f"tag\0{name}".encode(), digest_size=32).hexdigest())
+    return named_claim(f"tag\0{name}".encode())

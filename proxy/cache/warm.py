@@ -32,6 +32,7 @@ from proxy.cache.warm_records import (
 from proxy.cache.warm_run import WarmMeans, WarmRun
 from proxy.oci.digest import Digest
 from proxy.storage.base import BlobStore, StorageError
+from proxy.storage.claims import named_claim
 
 _log = logging.getLogger("pullthrough.cache")
 
@@ -246,7 +247,7 @@ class Warming:
 
 
 def _claim(job: str) -> Digest:
-    return Digest.of(b"warm" + job.encode())
+    return named_claim(f"warm\0{job}".encode())
 
 
 def _stopped(job: Job, items: Items, now: float) -> tuple[Job, Items]:

@@ -13,12 +13,14 @@ from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
 from proxy.oci.manifest import DOCKER_SCHEMA1, Descriptor, Manifest, ManifestInvalid, Platform, parse_manifest
 from proxy.oci.reference import TagOrDigest
-from proxy.policy.platforms import choose
+from proxy.policy.platforms import Chosen, choose
 
 _DEPTH = 4
 _MOST_MANIFESTS = 1000
 _MOST_BLOBS = 4000
-# Longer ones are parsed in a thread, in bytes.
+# Sizes are of 64 bits (image-spec, "Descriptors"); whoever is told of larger ones may not be able to count them.
+_LARGEST = 2**63 - 1
+# Longer ones are looked at in a thread, in bytes.
 _LARGE = 64 * 1024
 # Of what a message lists.
 _MOST_NAMED = 8
@@ -73,13 +75,12 @@ class _Walk:
         return Image(content.digest, tuple(self._seen), self._blobs, missing)
 
     async def _take(self, content: Content, depth: int) -> None:
-        manifest = await _parsed(content)
+        manifest, chosen = await _looked_at(content, self._wanted)
         for child in manifest.children:
             if not child.is_manifest and not _is_foreign(child):
-                self._blobs.setdefault(_digest(child), max(0, child.size))
+                self._blobs.setdefault(_digest(child), _size(child))
         if len(self._blobs) > _MOST_BLOBS:
             raise CannotWarm(f"it lists more than {_MOST_BLOBS} blobs")
-        chosen = choose([child for child in manifest.children if child.is_manifest], self._wanted)
         self._found |= chosen.found
         self._offered |= dict.fromkeys(chosen.offered)
         for child in chosen.manifests:
@@ -94,18 +95,27 @@ class _Walk:
             await self._take(await self._get(digest), depth - 1)
 
 
-async def _parsed(content: Content) -> Manifest:
+async def _looked_at(content: Content, wanted: Sequence[Platform] | None) -> tuple[Manifest, Chosen]:
     body = content.body or b""
     try:
         if len(body) < _LARGE:
-            manifest = parse_manifest(body, content.media_type)
-        else:
-            manifest = await asyncio.to_thread(parse_manifest, body, content.media_type)
+            return _read(body, content.media_type, wanted)
+        return await asyncio.to_thread(_read, body, content.media_type, wanted)
     except ManifestInvalid as error:
         raise CannotWarm(str(error)) from error
+
+
+def _read(body: bytes, media_type: str, wanted: Sequence[Platform] | None) -> tuple[Manifest, Chosen]:
+    manifest = parse_manifest(body, media_type)
     if manifest.media_type == DOCKER_SCHEMA1:
         raise CannotWarm("it is of Docker's first schema, which lists no layers by size; push it again in the second")
-    return manifest
+    return manifest, choose([child for child in manifest.children if child.is_manifest], wanted)
+
+
+def _size(child: Descriptor) -> int:
+    if child.size > _LARGEST:
+        raise CannotWarm("it lists a size that nothing can have")
+    return max(0, child.size)
 
 
 def _digest(child: Descriptor) -> Digest:

@@ -102,6 +102,9 @@ class WarmRun:
     async def run(self) -> tuple[Job, Items]:
         """Bring everything; gives how it ended. Raises nothing but CancelledError."""
         waiting = deque(number for number, item in enumerate(self.items) if item.state not in ENDED)
+        for number, item in enumerate(self.items):
+            if item.state == "done":
+                await self._recall(number, item)
 
         async def lane() -> None:
             while waiting:
@@ -112,6 +115,27 @@ class WarmRun:
         job, items = self.snapshot()
         state: State = "failed" if any(item.state == "failed" for item in items) else "done"
         return replace(job, state=state, ended=self._means.clock()), items
+
+    async def _recall(self, number: int, item: Item) -> None:
+        """Count what an earlier run has put there for a reference: the rest of the job must not push that out."""
+
+        async def kept(named: TagOrDigest) -> Content:
+            digest = Digest.parse(str(named))
+            (body,) = await self._means.records.get(manifest_key(digest))
+            if body is None:
+                raise CannotWarm("its manifest was purged")
+            return Content(digest, "", len(body), body)
+
+        try:
+            image = await walk(kept, Digest.parse(item.digest or ""), self._wanted)
+        except (CannotWarm, OCIError) as error:
+            _log.warning("what was warmed of %s is not known any more: %s", item.reference, error)
+            return
+        self._of_item[number] = set(image.blobs)
+        for digest, size in image.blobs.items():
+            if digest not in self._held:
+                self._held[digest] = size
+                self._held_bytes += size
 
     # One reference.
 

@@ -87,15 +87,28 @@ class AdminClient:
             raise AdminError(str(what or f"{url} answered {status}"))
         return answer
 
+    async def tags(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None
+    ) -> list[Any]:
+        """The tags that `call` answers with. Raises AdminError."""
+        return list(_listed(await self.call(method, path, query, body), path))
+
     async def all_tags(self, query: Mapping[str, str]) -> list[dict[str, Any]]:
         """All tags that `GET tags` gives for `query`, page after page. Raises AdminError."""
         tags: list[dict[str, Any]] = []
         last: str | None = ""
         while last is not None:
             page = await self.call("GET", "tags", {**query, "n": "1000", **({"last": last} if last else {})})
-            tags += page["tags"]
+            tags += _listed(page, "tags")
             last = page.get("last")
         return tags
+
+
+def _listed(answer: Mapping[str, Any], path: str) -> list[Any]:
+    tags = answer.get("tags")
+    if not isinstance(tags, list):
+        raise AdminError(f"/api/v1/{path} answered without tags: is that the admin listener?")
+    return tags
 
 
 def run(asking: Callable[[], Any]) -> Any:

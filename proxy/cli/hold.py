@@ -12,14 +12,16 @@ from proxy.cli.admin_client import AdminClient, admin_options, run
 @click.argument("reference")
 @admin_options
 def hold(reference: str, admin: str, token_file: Path | None) -> None:
-    """Serve the digest of REFERENCE (registry/repository:tag@sha256:…) for its tag, whatever the upstream does.
+    """Serve the digest of REFERENCE (registry/repository:tag@sha256:…) for its tag, whatever the upstream moves it to.
+
+    What the upstream deletes is not found here either, unless it is configured to be served on (serve_deleted).
 
     Holding an earlier digest is rolling back; `pullthrough tags REFERENCE` lists what a tag had.
     """
 
     async def ask() -> Any:
         async with AdminClient(admin, token_file) as client:
-            return await client.call("POST", "tags/hold", body={"reference": reference})
+            return await client.tags("POST", "tags/hold", body={"reference": reference})
 
-    for tag in run(ask)["tags"]:
+    for tag in run(ask):
         click.echo(f"{tag['reference']} is held at {tag['digest']}")

@@ -21,8 +21,8 @@ def purge(references: tuple[str, ...], admin: str, token_file: Path | None) -> N
 
     async def ask() -> list[str]:
         async with AdminClient(admin, token_file) as client:
-            answers = [await client.call("DELETE", "tags", {"reference": one}) for one in references]
-        return [tag for answer in answers for tag in answer["tags"]]
+            answers = [await client.tags("DELETE", "tags", {"reference": one}) for one in references]
+        return [tag for answer in answers for tag in answer]
 
     found: list[str] = run(ask)
     for tag in found:

@@ -20,8 +20,8 @@ def refresh(references: tuple[str, ...], admin: str, token_file: Path | None) ->
 
     async def ask() -> list[dict[str, Any]]:
         async with AdminClient(admin, token_file) as client:
-            answers = [await client.call("POST", "tags/refresh", body={"reference": one}) for one in references]
-        return [tag for answer in answers for tag in answer["tags"]]
+            answers = [await client.tags("POST", "tags/refresh", body={"reference": one}) for one in references]
+        return [tag for answer in answers for tag in answer]
 
     found: list[dict[str, Any]] = run(ask)
     for tag in found:

@@ -84,8 +84,8 @@ def _in_detail(tag: dict[str, Any], most_nodes: int | None) -> Iterator[str]:
     yield f"  serves    {tag['digest'] or 'nothing'} ({tag['state']})"
     if tag["checked"] is not None:
         yield f"  since     {tag['fetched']}, last checked {_ago(tag['checked'])}"
-        yield f"  until     {_until(tag)}"
-    yield f"  upstream  {tag['upstream_digest'] or _upstream(tag)}"
+        yield f"  until     {_until(tag)}{_until_elsewhere(tag)}"
+    yield f"  upstream  {(not tag['gone'] and tag['upstream_digest']) or _upstream(tag)}"
     if tag["held"] is not None:
         yield f"  held      since {tag['held']['since']} by {tag['held']['by']}"
     for one in tag["history"]:
@@ -109,6 +109,8 @@ def _short(digest: str | None) -> str:
 
 
 def _upstream(tag: dict[str, Any]) -> str:
+    if tag["gone"] is not None:
+        return f"deleted, as it said {_ago(tag['gone'])}"
     if tag["drifted"]:
         return _short(tag["upstream_digest"])
     if tag["unchecked"] is not None:
@@ -122,6 +124,18 @@ def _until(tag: dict[str, Any]) -> str:
     if tag["expires"] is None:
         return "-"
     return str(tag["expires"]) if tag["state"] == "fresh" else "the next request"
+
+
+def _until_elsewhere(tag: dict[str, Any]) -> str:
+    """Where the nodes of a cluster have it for another time, because it has a TTL of its own."""
+    if tag["held"] is not None:
+        return ""
+    now = datetime.now(UTC)
+    others = {name: until for name, until in tag["expires_in"].items() if until != tag["expires"]}
+    return "".join(
+        f"; {name}: {until if datetime.fromisoformat(until) > now else 'the next request'}"
+        for name, until in others.items()
+    )
 
 
 def _ago(time: str | None) -> str:

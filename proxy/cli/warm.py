@@ -58,7 +58,7 @@ def warm(
         raise click.UsageError("--stop goes with --job")
     body = {"references": list(dict.fromkeys(wanted)), "platforms": list(platforms), "concurrency": concurrency}
     body |= {"cluster": cluster} if cluster is not None else {}
-    body |= {"bandwidth": bandwidth} if bandwidth else {}
+    body |= {"bandwidth": bandwidth} if bandwidth is not None else {}
     begun = [named] if named is not None else []
 
     async def ask() -> dict[str, Any]:

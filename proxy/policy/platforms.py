@@ -87,7 +87,10 @@ def choose(listed: Sequence[Descriptor], wanted: Sequence[Platform] | None) -> C
     everything = tuple(dict.fromkeys(offered.values()))
     if wanted is None:
         return Chosen(tuple(listed), frozenset(), everything)
-    best = {platform: _best(offered, platform) for platform in wanted}
+    alike: dict[Platform, list[Descriptor]] = {}
+    for item, platform in offered.items():
+        alike.setdefault(replace(platform, os_version=""), []).append(item)
+    best = {platform: _best(alike, platform) for platform in wanted}
     taken = {item for found in best.values() for item in found}
     digests = {item.digest for item in taken}
     attesting = {item for item in listed if _unknown(item) and item.refers_to in digests}
@@ -99,19 +102,19 @@ def _unknown(item: Descriptor) -> bool:
     return item.platform is not None and item.platform.os in {"", "unknown"}
 
 
-def _best(offered: dict[Descriptor, Platform], wanted: Platform) -> list[Descriptor]:
+def _best(alike: dict[Platform, list[Descriptor]], wanted: Platform) -> list[Descriptor]:
+    """Of what is offered, by platforms without versions of their systems."""
     for one in _in_turn(wanted):
-        if found := [item for item, platform in offered.items() if _is(platform, one)]:
+        same = alike.get(replace(one, os_version=""), [])
+        if found := [item for item in same if _has_version(item, one.os_version)]:
             return found
     return []
 
 
-def _is(platform: Platform, wanted: Platform) -> bool:
-    """The same, whatever version of its system nobody asked for."""
-    version = wanted.os_version
-    return replace(platform, os_version="") == replace(wanted, os_version="") and (
-        not version or f"{platform.os_version}.".startswith(f"{version}.")
-    )
+def _has_version(item: Descriptor, wanted: str) -> bool:
+    """That of its system is the one that is wanted, or nobody asked for one."""
+    version = item.platform.os_version if item.platform is not None else ""
+    return not wanted or f"{version}.".startswith(f"{wanted}.")
 
 
 def _in_turn(wanted: Platform) -> Iterator[Platform]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from proxy.cache.control import CannotHold, Control, Named, Refreshed, StickyTag, TooMany, Wanted, fits
+from proxy.cache.control import CannotHold, Control, Refreshed, TooMany
 from proxy.cache.records import NodesRecord, Served
+from proxy.cache.sticky import Named, StickyTag, Wanted, fits
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
 from proxy.policy.registry import Reference, Registries, parse_reference
@@ -296,6 +297,8 @@ def tag_as_json(one: StickyTag, now: float) -> dict[str, Any]:
         "fetched": rfc3339(record.fetched) if record is not None else None,
         "checked": rfc3339(record.checked) if record is not None else None,
         "expires": rfc3339(now + one.ttl) if record is not None else None,
+        "expires_in": {name: rfc3339(now + ttl) for name, ttl in sorted(one.ttls.items())},
+        "gone": rfc3339(record.gone) if record is not None and record.gone is not None else None,
         "age": max(0, int(now - record.checked)) if record is not None else None,
         "state": _state(one),
         "pulls": pulls,

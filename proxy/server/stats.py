@@ -8,8 +8,8 @@ from typing import Any
 from prometheus_client import Metric
 
 from proxy import __version__
-from proxy.cache.control import Counts
 from proxy.cache.fill import Fill
+from proxy.cache.sticky import Counts
 from proxy.policy.backoff import Circuit, Scope
 from proxy.server.api import ApiRequest, ApiResponse, rfc3339
 from proxy.settings import Settings

@@ -121,14 +121,14 @@ class StatusPage:
             self._backend(ApiRequest("GET", "stats", actor=actor)),
             self._backend(ApiRequest("GET", "tags", _tags_query(shown), actor=actor)),
         )
-        trouble = next((_said(answer) for answer in (stats, tags) if answer.status != 200), None)
+        trouble = next((answer for answer in (stats, tags) if answer.status != 200), None)
         found = tags.body if tags.status == 200 else None
         view = View(
             self._clock(), shown, stats.body if stats.status == 200 else None,
-            found["tags"] if found is not None else None, found is not None and "last" in found, notice, trouble,
-            session=COOKIE in request.cookies,
+            found["tags"] if found is not None else None, found is not None and "last" in found, notice,
+            _said(trouble) if trouble is not None else None, session=COOKIE in request.cookies,
         )  # fmt: skip
-        return _html(render(view), 200 if trouble is None else 503)
+        return _html(render(view), 200 if trouble is None else trouble.status)
 
     async def _act(self, request: web.BaseRequest, action: str) -> web.Response:
         reference = await _field(request, "reference")
@@ -202,6 +202,8 @@ def outcome(action: str, reference: str, answer: ApiResponse) -> Notice:
         return Notice("bad", (f"{reference}: {_said(answer)}",))
     if action == "refresh":
         return _refreshed(answer.body["tags"])
+    if action == "release" and not answer.body["tags"]:
+        return Notice("bad", (f"{reference} was not held",))
     words = {
         "hold": "is held until it is released",
         "release": "is released",

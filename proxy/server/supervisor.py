@@ -13,6 +13,7 @@ Invariants:
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -287,8 +288,10 @@ class Supervisor:
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
+    if process.returncode is None:
+        # Not by its own `kill`, which takes the status of one that has just ended from whoever waits for it.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def _how(status: int) -> str:

@@ -103,6 +103,8 @@ def _state(tag: Tag) -> Content:
     parts = [badge(_STATES.get(tag["state"], "plain"), tag["state"])]
     if tag["drifted"]:
         parts.append(badge("warn", "moved upstream"))
+    if tag["gone"] is not None:
+        parts.append(badge("warn", "deleted upstream"))
     if tag["held"] is not None and tag["state"] != "held":
         parts.append(badge("plain", "held"))
     unchecked = element("small", f"not checked in the background: {tag['unchecked']}") if tag["unchecked"] else None

@@ -21,6 +21,11 @@ from proxy.oci.digest import Digest
 _FLOCK = struct.Struct("@hhqqi4x")
 
 
+def named_claim(name: bytes) -> Digest:
+    """What to claim for something that is no blob: no content has this digest, so nobody can hold it by a fill."""
+    return Digest("sha256", hashlib.blake2b(name, digest_size=32).hexdigest())
+
+
 class Claims:
     """The claims of one store."""
 

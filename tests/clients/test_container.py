@@ -191,6 +191,7 @@ def test_the_try_out_knows_the_shipped_registries_and_one_more() -> None:
     assert set(tried.upstreams) - set(shipped.upstreams) == {"registry.local"}
     assert tried.upstreams["registry.local"].url == "http://registry:5000"
     assert str(tried.admin.address) == "0.0.0.0:5001"
+    assert tried.admin.token_file == ROOT / "config" / "compose.token"
 
 
 def test_docker_compose_1_29_reads_the_compose_file() -> None:

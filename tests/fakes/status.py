@@ -29,7 +29,7 @@ def make_tag(reference: str = "docker.io/library/nginx:latest", **more: Any) -> 
         "registry": registry, "repository": repository, "tag": tag, "reference": reference,
         "digest": digest_named("now"), "fetched": at(-3600), "checked": at(-60), "expires": at(540), "state": "fresh",
         "age": 60, "pulls": 1234, "clusters": {"prod": 1200, "dev": 34}, "upstream_digest": None, "drifted": False,
-        "unchecked": None, "held": None, "history": [],
+        "unchecked": None, "held": None, "gone": None, "expires_in": {}, "history": [],
     } | more  # fmt: skip
 
 

@@ -80,7 +80,8 @@ async def test_everything_about_a_tag(proxy: Proxy, registry: FakeRegistry) -> N
         "registry": "registry.test", "repository": "team/app", "tag": "v1", "reference": REFERENCE,
         "digest": OLD.digest, "state": "fresh", "fetched": "2027-01-15T08:00:00Z", "checked": "2027-01-15T08:01:10Z",
         "expires": "2027-01-15T08:11:10Z", "age": 0, "pulls": 3, "clusters": {"default": 2, "edge": 1},
-        "upstream_digest": None, "drifted": False, "unchecked": None, "held": None,
+        "upstream_digest": None, "drifted": False, "unchecked": None, "held": None, "gone": None,
+        "expires_in": {"default": "2027-01-15T08:11:10Z", "edge": "2027-01-15T08:02:10Z"},
     }  # fmt: skip
     (nodes,) = [one.pop("nodes") for one in history]
     assert history == [
@@ -307,6 +308,27 @@ async def test_refreshing_while_the_upstream_fails(proxy: Proxy, registry: FakeR
     assert (await proxy.get(TAG)).body == NEW.manifest
 
 
+async def test_refreshing_many_tags_of_a_silent_upstream(settings: MakeSettings, registry: FakeRegistry) -> None:
+    """The first that are asked for wait for it; of the others the same is said at once, and nobody is asked."""
+    gate, answered = Gate(0), registry.answer
+    async with running(settings({"read_timeout": "1s"})) as proxy:
+        for number in range(20):
+            registry.push("team/app", f"w{number:02}", OLD)
+            await pulled(proxy, f"/v2/team/app/manifests/w{number:02}")
+        registry.seen.clear()
+
+        async def silent(request: web.BaseRequest) -> web.StreamResponse:
+            await gate(0)
+            return await answered(request)
+
+        registry.answer = silent  # type: ignore[method-assign]
+        found = (await done(proxy, "POST", "tags/refresh", "*/app:w*"))["tags"]
+        assert (len(found), all(one["error"] for one in found)) == (20, True)
+        assert {one["after"] for one in found} == {OLD.digest}
+        assert len({seen.path for seen in registry.seen}) == 8
+        gate.open()
+
+
 async def test_refreshing_a_tag_that_is_gone_upstream(proxy: Proxy, registry: FakeRegistry) -> None:
     """It says so, and is gone here too: that is the upstream's word now."""
     registry.push("team/app", "v1", OLD)
@@ -319,7 +341,8 @@ async def test_refreshing_a_tag_that_is_gone_upstream(proxy: Proxy, registry: Fa
 
 async def test_refreshing_by_a_pattern(many: Proxy, registry: FakeRegistry, other: FakeRegistry) -> None:
     """Each tag that fits is asked for once, and each says for itself what came of it."""
-    other.push("lib/base", "v2", NEW)
+    # Another image than the other registry's tag has: what that one brought here would not be fetched again.
+    other.push("lib/base", "v2", THIRD)
     registry.seen.clear()
     other.seen.clear()
     found = (await done(many, "POST", "tags/refresh", "*:v[12]"))["tags"]
@@ -328,6 +351,45 @@ async def test_refreshing_by_a_pattern(many: Proxy, registry: FakeRegistry, othe
     ]  # fmt: skip
     assert (other.count("HEAD", ""), registry.count("HEAD", "")) == (2, 1)
     assert (other.count("GET", ""), registry.count("GET", "")) == (1, 1)
+
+
+async def test_refreshing_many_tags_of_one_repository(proxy: Proxy, registry: FakeRegistry) -> None:
+    """One HEAD and one GET each, and each is in force: none keeps the answer to another from being written down."""
+    named, images = [f"w{number:02}" for number in range(20)], [make_image(10, seed=100 + n) for n in range(20)]
+    paths = [f"/v2/team/app/manifests/{name}" for name in named]
+    for name in named:
+        registry.push("team/app", name, OLD)
+    await pulled(proxy, *paths)
+    for name, image in zip(named, images, strict=True):
+        registry.push("team/app", name, image)
+    registry.seen.clear()
+    found = (await done(proxy, "POST", "tags/refresh", "*/app:w*"))["tags"]
+    assert [(one["after"], one["error"]) for one in found] == [(image.digest, None) for image in images]
+    assert [(await proxy.get(path)).body for path in paths] == [image.manifest for image in images]
+    assert (registry.count("HEAD", ""), registry.count("GET", "")) == (20, 20)
+
+
+@pytest.mark.parametrize("also", ["purge", "refresh"])
+async def test_refreshing_while_the_repository_changes(proxy: Proxy, registry: FakeRegistry, also: str) -> None:
+    """What is said to be served now is, whatever was done with other tags of the repository before the answer came."""
+    registry.push("team/app", "v1", OLD)
+    registry.push("team/app", "v2", OLD)
+    await pulled(proxy, TAG, "/v2/team/app/manifests/v2")
+    registry.push("team/app", "v1", NEW)
+    gate = hold_answer(registry, TAG)
+    refreshing = asyncio.create_task(done(proxy, "POST", "tags/refresh", REFERENCE))
+    await gate.reached.wait()
+    if also == "purge":
+        await done(proxy, "DELETE", "tags", reference="team/app:v2")
+    else:
+        await done(proxy, "POST", "tags/refresh", "team/app:v2")
+    gate.open()
+    (found,) = (await refreshing)["tags"]
+    assert (found["after"], found["error"]) == (NEW.digest, None)
+    assert registry.count("GET", NEW.digest) == 1
+    await registry.stop()
+    assert (await proxy.get(TAG)).state == "pullthrough; hit; ttl=600"
+    assert (await proxy.get(TAG)).body == NEW.manifest
 
 
 async def test_what_a_clients_own_credential_proved(many: Proxy, registry: FakeRegistry) -> None:
@@ -539,6 +601,39 @@ async def test_holding_what_only_clients_may_ask_for(proxy: Proxy, registry: Fak
     assert (status, "only clients" in found["error"]) == (409, True)
     assert len(registry.seen) == 1
     await done(proxy, "POST", "tags/hold", f"{REFERENCE}@{OLD.digest}")
+
+
+async def test_holding_what_the_upstream_deleted(settings: MakeSettings, registry: FakeRegistry) -> None:
+    """It is held where all are served it on; not where some clusters would answer 404, even if others have it still."""
+    for keeping, status in (({}, 409), ({"serve_deleted": True}, 200)):
+        clusters = [
+            {"name": "edge", "match": {"hosts": ["edge.test"]}, "manifests": {"serve_deleted": True}},
+            {"name": "default"},
+        ]
+        async with running(settings(clusters=clusters, manifests=keeping)) as proxy:
+            registry.push("team/app", "v1", OLD)
+            await pulled(proxy, TAG)
+            registry.members.discard(("team/app", OLD.digest))
+            registry.push("team/app", "v1", NEW)
+            proxy.clock.advance(601)
+            assert (await proxy.get(f"/v2/team/app/manifests/{OLD.digest}", Host="edge.test")).status == 200
+            found = await call(proxy, "POST", "tags/hold", {"reference": f"{REFERENCE}@{OLD.digest}"})
+            assert found[0] == status
+            assert (await proxy.get(TAG)).body == (OLD if status == 200 else NEW).manifest
+
+
+async def test_a_tag_that_is_gone_upstream_and_served_on(settings: MakeSettings, registry: FakeRegistry) -> None:
+    """The list says since when it is known to be gone, and when that is asked again."""
+    async with running(settings(manifests={"serve_deleted": True})) as proxy:
+        registry.push("team/app", "v1", OLD)
+        await pulled(proxy, TAG)
+        assert (await tag(proxy, REFERENCE))["gone"] is None
+        del registry.tags["team/app", "v1"]
+        proxy.clock.advance(601)
+        await pulled(proxy, TAG)
+        found = await tag(proxy, REFERENCE)
+        assert (found["gone"], found["checked"]) == ("2027-01-15T08:10:01Z", "2027-01-15T08:00:00Z")
+        assert (found["state"], found["expires"]) == ("fresh", "2027-01-15T08:20:01Z")
 
 
 async def test_a_hold_gives_nobody_a_right(settings: MakeSettings, registry: FakeRegistry, tmp_path: Path) -> None:
@@ -845,7 +940,47 @@ async def test_a_store_that_cannot_be_read(many: Proxy, monkeypatch: pytest.Monk
     assert (await many.get(TAG)).status == 200
 
 
+async def test_a_store_that_cannot_be_asked(
+    many: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503 for whatever goes by what is stored: nobody is told that there is no such tag, or that it was not held."""
+    await done(many, "POST", "tags/hold", f"{APP[0]}@{OLD.digest}")
+    asked = len(registry.seen)
+    with monkeypatch.context() as patch:
+        break_store(many, patch, "get")
+        for method, path, reference, query in (
+            ("GET", "tags", None, {}),
+            ("GET", "tags", None, {"reference": APP[0]}),
+            ("POST", "tags/refresh", APP[0], {}),
+            ("POST", "tags/hold", f"{APP[1]}@{OLD.digest}", {}),
+            ("POST", "tags/release", APP[0], {}),
+        ):
+            body = {"reference": reference} if reference is not None else None
+            status, found = await call(many, method, path, body, **query)
+            assert (status, found) == (503, {"error": "the metadata cache failed: no disk"})
+        many.clock.advance(6)
+        assert (await done(many, "GET", "stats"))["tags"] is None
+    assert len(registry.seen) == asked
+    assert (await tag(many, APP[0]))["state"] == "held"
+
+
 # Stats.
+
+
+async def test_many_who_look_at_once_count_once(many: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting reads every tag: browsers and scrapes that come while somebody counts wait for that."""
+    store = many.application._records._store
+    scanned: list[str] = []
+    scan = store.scan
+
+    async def counted(prefix: str, *more: Any) -> list[str]:
+        scanned.append(prefix)
+        return await scan(prefix, *more)
+
+    monkeypatch.setattr(store, "scan", counted)
+    many.clock.advance(6)
+    await asyncio.gather(*(done(many, "GET", "stats") for _ in range(5)), many.metric("pullthrough_tag_drift"))
+    assert scanned.count("tag/") == 1
 
 
 async def test_stats(many: Proxy, registry: FakeRegistry) -> None:

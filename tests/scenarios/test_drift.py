@@ -11,7 +11,7 @@ from proxy.cache import drift as module
 from proxy.cache.drift import Drift
 from tests.conformance.memory import MemoryBlobs, Shelf
 from tests.fakes.content import make_image
-from tests.fakes.proxy import Proxy, running
+from tests.fakes.proxy import Proxy, make_settings, running
 from tests.fakes.registry import FakeRegistry
 from tests.scenarios.conftest import MakeSettings
 from tests.scenarios.operators import break_store, done, hold_answer, tag, tags
@@ -143,6 +143,19 @@ async def test_a_tag_that_nobody_uses(proxy: Proxy, moved: FakeRegistry) -> None
     assert (await proxy.get(TAG)).status == 200
     proxy.clock.advance(901)
     assert await check(proxy) == 1
+
+
+async def test_what_checks_see_is_no_use(proxy: Proxy, moved: FakeRegistry) -> None:
+    """A tag that went back upstream to what clients were once given is in nobody's use for that."""
+    await pull_and_move(proxy, moved)
+    proxy.clock.advance(86400)
+    assert (await proxy.get(TAG)).body == NEW.manifest
+    moved.push("team/app", "v1", OLD)
+    for _ in range(7):
+        proxy.clock.advance(86399)
+        assert await check(proxy) == 1
+    proxy.clock.advance(86399)
+    assert await check(proxy) == 0
 
 
 async def test_what_only_a_client_may_ask_for(proxy: Proxy, moved: FakeRegistry) -> None:
@@ -372,6 +385,31 @@ async def test_one_of_several_processes_does_it(proxy: Proxy, moved: FakeRegistr
     proxy.clock.advance(901)
     assert await several[1].check() == 1
     await several[1].close()
+
+
+@pytest.mark.parametrize("how", ["offline", "never", "gone"])
+async def test_a_reload_in_the_middle_of_a_round(
+    settings: MakeSettings, proxy: Proxy, moved: FakeRegistry, other: FakeRegistry, how: str
+) -> None:
+    """What was due and is not to be looked at any more is not; a registry that is gone ends no round."""
+    moved.push("team/app", "v2", OLD)
+    for tag_ in ("v1", "v2"):
+        assert (await proxy.get(f"/v2/team/app/manifests/{tag_}")).status == 200
+    proxy.clock.advance(901)
+    await tags(proxy)
+    gate = hold_answer(moved, TAG)
+    moved.seen.clear()
+    round_ = asyncio.create_task(drift_of(proxy).check())
+    await gate.reached.wait()
+    changed = {
+        "offline": lambda: settings({"offline": True}, manifests=LONG),
+        "never": lambda: settings(manifests=LONG | {"drift_interval": 0}),
+        "gone": lambda: make_settings(proxy.application._settings.cache.directory, {"other.test": {"url": other.url}}),
+    }[how]()
+    await proxy.application.reload(changed)
+    gate.open()
+    await round_
+    assert asked(moved) == [("HEAD", TAG)]
 
 
 async def test_many_tags_are_no_burst(proxy: Proxy, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> None:

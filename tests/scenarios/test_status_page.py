@@ -185,11 +185,11 @@ async def test_what_failed_is_said(browser: Browser) -> None:
 
 async def test_notices_are_not_kept_for_ever(browser: Browser) -> None:
     """Those that nobody came for make room after a hundred."""
-    first = await browser.press("/tags/release", reference="the first")
+    first = await browser.press("/tags/purge", reference="the first")
     for _ in range(100):
-        last = await browser.press("/tags/release", reference="another")
-    assert "the first is released" not in (await browser.get(first))[1]
-    assert "another is released" in (await browser.get(last))[1]
+        last = await browser.press("/tags/purge", reference="another")
+    assert "the first is forgotten" not in (await browser.get(first))[1]
+    assert "another is forgotten" in (await browser.get(last))[1]
 
 
 async def test_nothing_of_a_request_comes_back_as_markup(browser: Browser) -> None:
@@ -375,7 +375,11 @@ async def test_of_a_whole_proxy(proxy: Proxy, registry: FakeRegistry) -> None:
     assert f'<code title="{digest}">' in text
     assert "<progress" in text
     assert re.search("[01] of 1 done", text)
+    # What cannot be meant is not the proxy's failure.
+    async with proxy.session.get(f"{proxy.admin_url}/?q={'a' * 2000}") as response:
+        assert (response.status, "printable characters" in await response.text()) == (400, True)
     gate.open()
     assert (await body).status == 200
     assert "is released" in await pressed(proxy, "release", "registry.test/team/app:v1")
+    assert "was not held" in await pressed(proxy, "release", "registry.test/team/app:v1")
     assert "is forgotten here" in await pressed(proxy, "purge", "registry.test/team/app:v1")

@@ -186,6 +186,16 @@ async def test_indexes_without_end(proxy: Proxy, registry: FakeRegistry) -> None
     assert len(asked(registry)) == 5
 
 
+async def test_sizes_that_nothing_has(proxy: Proxy, registry: FakeRegistry) -> None:
+    """A number that is too long to be counted with ends the reference, and gets to nobody who would print it."""
+    layer = {"mediaType": "x", "digest": digest_of(b"x"), "size": 10**400}
+    document = json.dumps({"schemaVersion": 2, "layers": [layer]}).encode()
+    registry.push("team/app", "v1", Image(document, ()))
+    found = await warm(proxy, f"{NAME}:v1")
+    assert (found["state"], found["bytes"]["total"]) == ("failed", 0)
+    assert found["items"][0]["error"] == "it lists a size that nothing can have"
+
+
 async def test_rights_are_those_of_the_cluster(settings: MakeSettings, registry: FakeRegistry) -> None:
     """A job asks as its cluster: what that may not have, by upstreams, repositories or mode, it does not get."""
     registry.push("team/app", "v1", make_image(10))
@@ -529,6 +539,21 @@ async def test_a_reader_lifts_the_speed(proxy: Proxy, registry: FakeRegistry, ti
     assert (await ended(proxy, named))["state"] == "done"
 
 
+async def test_a_job_without_a_limit_does_not_keep_to_that_of_another(
+    proxy: Proxy, registry: FakeRegistry, timers: LoopClock
+) -> None:
+    """Whoever finds a job too slow begins another: what both want comes at full speed, and once."""
+    image = make_image(3 * MIB)
+    registry.push("team/app", "v1", image)
+    slow = await begin(proxy, f"{NAME}:v1", bandwidth=64 * KIB)
+    await settled(proxy)
+    assert (await job(proxy, slow))["state"] == "running"
+    assert (await warm(proxy, f"{NAME}:v1"))["state"] == "done"
+    assert registry.record.times_sent(digest_of(image.blobs[1])) == [(0, 3 * MIB, 1)]
+    await timers.advance(60.0)
+    assert (await ended(proxy, slow))["state"] == "done"
+
+
 async def test_a_slow_fill_gives_its_turn_away(
     settings: MakeSettings, registry: FakeRegistry, timers: LoopClock
 ) -> None:
@@ -575,6 +600,22 @@ async def test_stopped(proxy: Proxy, registry: FakeRegistry) -> None:
     assert sent == (0, 3 * MIB, 1)
 
 
+async def test_stopped_with_a_layer_that_images_have_in_common(proxy: Proxy, registry: FakeRegistry) -> None:
+    """The last of them that wants it ends it, whichever began it: nothing goes on for a job that was stopped."""
+    image = make_image(3 * MIB, seed=4)
+    registry.push("team/app", "v1", image)
+    registry.push("team/app", "v2", image)
+    layer = digest_of(image.blobs[1])
+    gate = Gate(MIB)
+    registry.script = lambda asked: Act(gate=gate) if asked.digest == layer else None
+    named = await begin(proxy, f"{NAME}:v1", f"{NAME}:v2")
+    await gate.reached.wait()
+    while [fill["readers"] for fill in (await api(proxy, "GET", "stats"))[1]["fills"]] != [2]:
+        await asyncio.sleep(0)
+    assert (await api(proxy, "DELETE", f"warm/{named}"))[1]["state"] == "stopped"
+    assert await proxy.metric("pullthrough_fills_active") == 0
+
+
 async def test_stopped_while_a_client_reads(proxy: Proxy, registry: FakeRegistry) -> None:
     """The client's body goes on to its end."""
     image = make_image(3 * MIB, seed=4)
@@ -617,6 +658,29 @@ async def test_killed_between_two_blobs(
         found = await ended(proxy, named)
         assert (found["state"], found["done"]) == ("done", 2)
     assert [what for method, what in asked(registry) if method == "GET"] == [last]
+
+
+async def test_killed_in_a_job_that_is_larger_than_the_cache(
+    settings: MakeSettings, registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had brought before counts after the next start as well: the rest does not push it out."""
+    monkeypatch.setattr("proxy.cache.warm._WRITE_EVERY", 0.01)
+    images = [make_image(400 * KIB, seed=number) for number in range(1, 5)]
+    for number, image in enumerate(images):
+        registry.push("team/app", f"v{number}", image)
+    gate, third = Gate(0), digest_of(images[2].blobs[0])
+    registry.script = lambda asked: Act(head_gate=gate) if asked.digest == third else None
+    cache = {"directory": str(tmp_path / "cache"), "max_size": "1MiB", "min_free": 0}
+    async with running(settings(cache=cache)) as proxy:
+        named = await begin(proxy, *(f"{NAME}:v{number}" for number in range(4)), concurrency=1)
+        await gate.reached.wait()
+        await asyncio.sleep(0.1)
+        copy_as_killed(tmp_path / "cache", tmp_path / "killed")
+    gate.open()
+    async with running(settings(cache=cache | {"directory": str(tmp_path / "killed")})) as proxy:
+        found = await ended(proxy, named)
+        assert [item["state"] for item in found["items"]] == ["done", "done", "failed", "failed"]
+        assert await proxy.metric("pullthrough_evictions_total") == 0
 
 
 async def test_a_restart(settings: MakeSettings, registry: FakeRegistry) -> None:

@@ -126,6 +126,8 @@ async def test_what_makes_no_sense(proxy: Proxy, words: tuple[str, ...]) -> None
 
 async def test_what_the_server_refuses(proxy: Proxy) -> None:
     """One line of why, exit 1."""
+    found = await warm(proxy, f"{NAME}:v1", "--bandwidth", "0")
+    assert (found.exit_code, "bandwidth" in found.stderr) == (1, True)
     found = await warm(proxy, f"{NAME}:v1", "--platform", "linux")
     assert found.exit_code == 1
     assert found.stderr.startswith("error: platforms: not a platform: write linux/amd64")
@@ -161,7 +163,13 @@ async def test_ctrl_c(proxy: Proxy, registry: FakeRegistry) -> None:
     gate = Gate(0)
     registry.script = lambda _: Act(gate=gate)
     command = (sys.executable, "-m", "proxy", "warm", f"{NAME}:v1", "--admin", proxy.admin_url)
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=ROOT,
+        stderr=asyncio.subprocess.PIPE,
+        # Who runs the tests in the background may have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     await gate.reached.wait()
     process.send_signal(signal.SIGINT)
     _, said = await process.communicate()

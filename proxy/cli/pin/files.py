@@ -32,7 +32,8 @@ class File:
 def find(paths: Iterable[Path]) -> Iterator[Path]:
     """The files that `paths` mean, each once, whatever links lead to it; of directories *.yaml and *.yml below them.
 
-    What is hidden in a directory (`.git`) is left out. Raises FileProblem for a directory without any.
+    What is hidden in a directory (`.git`) is left out. Raises FileProblem for a directory that cannot be read, or has
+    none.
     """
     seen = set()
     for path in paths:
@@ -44,7 +45,12 @@ def find(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _below(directory: Path) -> list[Path]:
     found = []
-    for folder, folders, names in os.walk(directory):
+
+    def unreadable(error: OSError) -> None:
+        # Left out, --check would let pass what is in there.
+        raise FileProblem(f"{error.filename}: {error.strerror}") from error
+
+    for folder, folders, names in os.walk(directory, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(folder, name) for name in names if name.endswith((".yaml", ".yml")) and name[0] != "."]
     if not found:

@@ -21,6 +21,8 @@ from proxy.oci.image import ImageName, parse_image
 
 _CONTAINERS = {"containers", "initContainers", "ephemeralContainers"}
 _OF_VOLUMES = (("image", "reference"), ("containerDisk", "image"))
+# Besides what is called an image: of volumes, and of environments.
+_MAY_BE_IMAGES = {"reference", "value"}
 _NOT_PULLED = {"never", "build"}
 _STRING = "tag:yaml.org,2002:str"
 # Compose's `!reset` takes away what another file says.
@@ -28,13 +30,14 @@ _NOTHING = {"tag:yaml.org,2002:null", "!reset"}
 # Helm, Go and Jinja; the shell, compose and Kubernetes' own variables.
 _TEMPLATE = re.compile(r"\{\{|\{%|<%|\$")
 _TEMPLATED = "a template, not a reference"
+_SHARED = "an alias has it where no image is; write it out there"
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
     """An image as it is `written`, on `line` (from 1); what is appended to it goes in before the character `end`.
 
-    `name` is what it means, None where it cannot be pinned, because of `problem`.
+    `name` is what it means, None where it means nothing. `problem`: why it cannot be pinned.
     """
 
     written: str
@@ -47,7 +50,7 @@ class Image:
     @property
     def wanted(self) -> ImageName | None:
         """What a digest is to be asked for; None where there is one, or none can be."""
-        return None if self.pinned else self.name
+        return None if self.pinned or self.problem else self.name
 
 
 def images_in(text: str) -> list[Image]:
@@ -69,7 +72,7 @@ def references_in(text: str) -> list[str]:
     if all(isinstance(root, ScalarNode) for root in roots):
         number, line = wrong
         raise Unreadable(number, f"{line!r} is no reference: {_read(line)}")
-    return list(dict.fromkeys(image.written for image in _images_of(roots, text) if not image.problem))
+    return list(dict.fromkeys(image.written for image in _images_of(roots, text) if image.name is not None))
 
 
 def _without_comment(line: str) -> str:
@@ -78,8 +81,12 @@ def _without_comment(line: str) -> str:
 
 def _images_of(roots: list[Node], text: str) -> list[Image]:
     entries = Entries()
-    nodes = {id(node): node for root in roots for node in _nodes(root, entries)}
-    images = (_image(node, text) for node in nodes.values())
+    try:
+        nodes = {id(node): node for root in roots for node in _nodes(root, entries)}
+    except RecursionError as error:
+        raise Unreadable(1, "its merge keys lead to hundreds of others, one behind the other") from error
+    elsewhere = _used_elsewhere(roots)
+    images = (_image(node, text, id(node) in elsewhere) for node in nodes.values())
     return sorted((image for image in images if image is not None), key=lambda image: image.end)
 
 
@@ -89,6 +96,32 @@ def _nodes(root: Node, entries: Entries) -> Iterator[Node]:
         yield from _kubernetes(root, entries)
     elif isinstance(keys.get("services"), MappingNode):
         yield from _compose(keys["services"], entries)
+
+
+def _used_elsewhere(roots: list[Node]) -> set[int]:
+    """The strings, by identity, that are or may be something else than an image: an alias can bring one anywhere.
+
+    Whatever is called an image may have a digest too, and so may lists of words, and what stands in an extension field
+    of its own (`x-images`) only to be brought in by aliases.
+    """
+    found, seen, left = set(), set(), list(roots)
+    while left:
+        node = left.pop()
+        if isinstance(node, ScalarNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        for inner in node.value:
+            key, value = inner if isinstance(node, MappingNode) else (None, inner)
+            name = key.value if isinstance(key, ScalarNode) else ""
+            if key is not None and name.startswith("x-"):
+                continue
+            left.append(value)
+            if key is not None:
+                found.add(id(key))
+                left.append(key)
+                if name not in _MAY_BE_IMAGES and "image" not in name.lower():
+                    found.add(id(value))
+    return found
 
 
 def _kubernetes(root: Node, entries: Entries) -> Iterator[Node]:
@@ -130,8 +163,11 @@ def _compose(services: Node, entries: Entries) -> Iterator[Node]:
     yield from (image for image in pulled if not isinstance(image, ScalarNode) or image.value not in built)
 
 
-def _image(node: Node, text: str) -> Image | None:
-    """None where there is no image: nothing, or the mapping that some custom resources have in its place."""
+def _image(node: Node, text: str, elsewhere: bool) -> Image | None:
+    """None where there is no image: nothing, or the mapping that some custom resources have in its place.
+
+    `elsewhere`: an alias has it where no image is.
+    """
     line = line_at(text, node.start_mark.index)
     if not isinstance(node, ScalarNode):
         # `{{ .Values.image }}` is a mapping in a mapping to YAML.
@@ -146,7 +182,8 @@ def _image(node: Node, text: str) -> Image | None:
         return Image(node.value, line, node.end_mark.index, problem=name)
     end = _end(node, text)
     pinned = name.digest is not None or _is_digest(node.value)
-    return Image(node.value, line_at(text, end), end, name, pinned=pinned)
+    problem = _SHARED if elsewhere and not pinned else ""
+    return Image(node.value, line_at(text, end), end, name, problem, pinned)
 
 
 def _end(node: ScalarNode, text: str) -> int:

@@ -1,5 +1,7 @@
 """Which manifests of an index a platform's nodes ask for."""
 
+import time
+
 import pytest
 
 from proxy.oci.manifest import Descriptor, Platform
@@ -122,3 +124,12 @@ def test_an_attestation_comes_with_its_manifest() -> None:
     assert found.found == {USUAL[0]}
     assert found.offered == (Platform("linux", "amd64"), Platform("linux", "s390x"))
     assert choose(listed, None).manifests == tuple(listed)
+
+
+def test_a_long_index_is_looked_through_once() -> None:
+    """Whoever pushes it chooses how long it is, and every wanted platform has many that would do."""
+    listed = [entry(f"os/{number}", str(number)) for number in range(30_000)]
+    wanted = parse_platforms(["linux/amd64/v99", "linux/arm64/v9.99", "linux/arm/v99"])
+    before = time.thread_time()
+    assert choose(listed, wanted).manifests == ()
+    assert time.thread_time() - before < 2.0

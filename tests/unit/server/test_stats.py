@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Metric
 
-from proxy.cache.control import Counts
+from proxy.cache.sticky import Counts
 from proxy.policy.backoff import Circuit, Scope
 from proxy.server.api import ApiRequest, ApiResponse, failed
 from proxy.server.stats import Machine, overview, part

@@ -34,6 +34,22 @@ def test_a_directory_without_yaml_is_a_mistake(tmp_path: Path) -> None:
         list(find([tmp_path]))
 
 
+def test_a_directory_that_cannot_be_read_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any depth: --check would let pass what is in it."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.yaml").touch()
+    scan = os.scandir
+
+    def closed(path: str | Path) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(FileProblem, match=r"closed: Permission denied"):
+        list(find([tmp_path]))
+
+
 def test_what_is_not_text_is_refused_with_its_line(tmp_path: Path) -> None:
     """So is what is not there."""
     file = tmp_path / "a.yaml"

@@ -151,6 +151,33 @@ def test_anchors_that_are_used_again_and_again_cost_nothing() -> None:
     assert time.monotonic() - began < 5
 
 
+def test_merge_keys_one_behind_the_other() -> None:
+    """So many that nobody could follow them are a mistake in the file."""
+    lines = [f"a{number}: &a{number} {{<<: *a{number - 1}}}" for number in range(1, 3000)]
+    text = "\n".join(["kind: K", "apiVersion: v1", "a0: &a0 {image: nginx}", *lines, "containers: [*a2999]", ""])
+    with pytest.raises(Unreadable, match="merge keys"):
+        images_in(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_shared"),
+    [
+        ("services: {a: {image: &a redis, container_name: *a}}", True),
+        ("services: {a: {container_name: &a redis, image: *a}}", True),
+        ("services: {&a redis : {image: *a}}", True),
+        ("kind: K\napiVersion: v1\nmetadata: {labels: {app: &a redis}}\ncontainers: [{image: *a}]", True),
+        ("kind: K\napiVersion: v1\ncontainers: [{image: &a redis, env: [{name: X, value: *a}]}]", False),
+        ("x-images: {web: &a redis}\nservices: {a: {image: *a, environment: {IMAGE: *a}, command: [*a]}}", False),
+    ],
+)
+def test_a_string_that_is_something_else_too(text: str, is_shared: bool) -> None:
+    """What a digest would go into besides by an alias, such as a name, must not change: it is said, and left."""
+    (image,) = images_in(text)
+    assert image.problem == ("an alias has it where no image is; write it out there" if is_shared else "")
+    assert (pin(text) == text) is is_shared
+    assert references_in(text) == ["redis"]
+
+
 def test_the_line_of_an_image_is_where_it_ends() -> None:
     """Not where its anchor or its block begins."""
     text = "kind: K\napiVersion: v1\ncontainers:\n- image: &a\n    nginx\n- image: >-\n    redis\n"
