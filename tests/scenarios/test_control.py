@@ -191,9 +191,14 @@ async def test_filters(many: Proxy, query: dict[str, str], wanted: list[str]) ->
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 1000])
 async def test_pages(many: Proxy, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-    """Every tag once, in order, whatever the size of pages here and in the store; tags known by a hold alone too."""
+    """Every tag once, in order, whatever the size of pages here and in the store; tags known by a hold alone too.
+
+    Also where those are far behind the page of the others.
+    """
     monkeypatch.setattr(control, "_PAGE", 2)
-    await done(many, "DELETE", "tags", reference=BASE[0])
+    await done(many, "POST", "tags/hold", f"{APP[2]}@{OLD.digest}")
+    for reference in (BASE[0], APP[2]):
+        await done(many, "DELETE", "tags", reference=reference)
     found: list[str] = []
     query: dict[str, str] = {}
     while True:
