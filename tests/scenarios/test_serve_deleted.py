@@ -186,7 +186,7 @@ async def test_a_head_promises_no_bytes_that_are_not_here(settings: MakeSettings
 async def test_what_is_gone_is_not_asked_for_ahead_again_and_again(
     settings: MakeSettings, registry: FakeRegistry
 ) -> None:
-    """With `refresh_ahead` the upstream's word that it is gone is renewed ahead of its own end, not by every request."""
+    """With `refresh_ahead` the upstream's word that it is gone is renewed ahead of its end, not by every request."""
     registry.push("team/app", "v1", OLD)
     times = {"serve_deleted": True, "refresh_ahead": "10%", "proof_ttl": "1d"}
     async with running(settings(manifests=times)) as proxy:
