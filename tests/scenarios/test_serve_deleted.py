@@ -219,3 +219,16 @@ async def test_no_right_lasts_longer_for_what_is_gone(settings: MakeSettings, re
         proxy.clock.advance(301)
         for path in (TAG, MANIFEST, BLOB):
             assert (await proxy.get(path)).status == 401
+
+
+async def test_head_and_get_agree_on_what_nobody_had(settings: MakeSettings, registry: FakeRegistry) -> None:
+    """Only the head of the manifest was ever asked for: gone upstream it is gone, and stays so when it is known."""
+    registry.push("team/app", "v1", OLD)
+    async with running(settings(manifests={"serve_deleted": True})) as proxy:
+        for path in (TAG, MANIFEST):
+            assert (await proxy.get(path, "HEAD")).status == 200
+        delete(registry)
+        for _ in range(2):
+            proxy.clock.advance(601)
+            for path in (TAG, MANIFEST):
+                assert [(await proxy.get(path, method)).status for method in ("HEAD", "GET", "HEAD")] == [404] * 3
