@@ -53,6 +53,7 @@ def wait_until(moment: float) -> None:
 QUICK, SLOW = 4.0, 12.0
 
 
+@pytest.mark.parametrize("origin", ["distribution-3.1"], indirect=True)
 def test_two_clusters_with_times_of_their_own(origin: Origin, start_proxy: StartProxy, push: Push) -> None:
     """A tag that moves: each cluster's nodes have the old image as long as their time says, whatever the other's is.
 
@@ -131,6 +132,7 @@ def test_purge_with_two_workers(origin: Origin, start_proxy: StartProxy, push: P
             assert node.pull(REPOSITORY, tag) == old
 
 
+@pytest.mark.parametrize("origin", ["docker-registry-2.8"], indirect=True)
 def test_hold_while_the_upstream_moves(origin: Origin, start_proxy: StartProxy, push: Push) -> None:
     """Nodes keep getting what is held; operators see who got which digest, and let the tag go when they want to."""
     tag, other_node = "held", "127.0.0.2"
