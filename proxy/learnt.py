@@ -13,10 +13,11 @@ from proxy.upstream.budgets import Budgets
 
 @dataclass(frozen=True, slots=True)
 class CircuitNews:
-    """A circuit was opened, or (None) closed."""
+    """A circuit was opened, or (None) closed, at `at` (Unix seconds)."""
 
     scope: Scope
     circuit: Circuit | None
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,14 @@ class Learnt:
         self, settings: Settings, clock: Callable[[], float], tell: Tell, spread: Callable[[object], None]
     ) -> None:
         self.circuits = Circuits(clock)
-        self.circuits.on_change = lambda scope, circuit: spread(CircuitNews(scope, circuit))
+        self.circuits.on_change = lambda scope, circuit, at: spread(CircuitNews(scope, circuit, at))
         self.budgets = Budgets(clock, tell, _reserves(settings), lambda key, budget: spread(BudgetNews(key, budget)))
 
     def heard(self, news: object) -> None:
         """Another worker has told this."""
         match news:
-            case CircuitNews(scope, circuit):
-                self.circuits.heard(scope, circuit)
+            case CircuitNews(scope, circuit, at):
+                self.circuits.heard(scope, circuit, at)
             case BudgetNews(key, budget):
                 self.budgets.heard(key, budget)
 

@@ -123,11 +123,17 @@ class Attempts(Generic[T]):
         """The generation of what is asked for, for an attempt of the caller's own."""
         return await self._records.generation(ask.repository)
 
-    def check(self, ask: Ask, reference: str | Digest, generation: bytes | None) -> None:
-        """Raise UpstreamMissing or LeftAlone where an attempt of the caller's own would be pointless."""
+    def begin(self, ask: Ask, reference: str | Digest, generation: bytes | None) -> Callable[[], None]:
+        """An attempt of the caller's own begins; what this gives is to be called when it has ended.
+
+        Where a circuit is due it is the probe, as any attempt is. Raises UpstreamMissing or LeftAlone where it would
+        be pointless.
+        """
         _raise_if_offline(ask)
         self._missing.raise_if_known(ask, str(reference), generation)
-        self._circuits.raise_if_hopeless(self._subject(ask, reference))
+        subject = self._subject(ask, reference)
+        self._circuits.raise_if_hopeless(subject)
+        return self._circuits.asking(subject)
 
     def succeeded(self, ask: Ask, reference: str | Digest) -> None:
         """An attempt of the caller's own was answered."""

@@ -103,7 +103,8 @@ class Blobs:
             self._raise_if_troubled(digest)
             if starts_past_zero(range_header):
                 await self._raise_if_wrong(ask, digest)
-            return await self._open_filling(ask, digest, first_position(range_header))
+            _, reader, verdict = await self._join(ask, digest, first_position(range_header))
+            return BlobAnswer(reader, verdict)
         except Uncacheable as error:
             self._log_trouble(error)
             raise
@@ -134,7 +135,7 @@ class Blobs:
         It is a proof and a membership like any other. Raises UpstreamError.
         """
         generation = await self._attempts.generation(ask)
-        self._attempts.check(ask, digest, generation)
+        ended = self._attempts.begin(ask, digest, generation)
         try:
             async with self._origin.pass_through(ask, digest, range_header, follow) as reply:
                 self._attempts.succeeded(ask, digest)
@@ -146,6 +147,8 @@ class Blobs:
         except UpstreamError as error:
             await self._attempts.failed(ask, digest, error, generation)
             raise
+        finally:
+            ended()
 
     async def bring(self, ask: Ask, digest: Digest, speed: Speed | None) -> Brought:
         """Have the blob in the store for `ask`, without reading it, and wait until it is there.
@@ -200,10 +203,6 @@ class Blobs:
 
     # Fills.
 
-    async def _open_filling(self, ask: Ask, digest: Digest, start: int) -> BlobAnswer:
-        _, reader, verdict = await self._join(ask, digest, start)
-        return BlobAnswer(reader, verdict)
-
     async def _join(
         self, ask: Ask, digest: Digest, start: int, speed: Speed | None = None, brings: bool = False
     ) -> tuple[Fill, FillReader, Verdict]:
@@ -215,7 +214,6 @@ class Blobs:
             if fill is not None and not own and fill.source != self._upstreams[ask.repository.registry].source:
                 raise OtherSource(f"{digest} is on its way from elsewhere")
             if fill is None or own:
-                self._attempts.check(ask, digest, generation)
                 fill = self._start_fill(ask, digest, start, generation, speed)
                 fill.for_readers = not brings
             # Who keeps to no speed has not asked for that of another's job either.
@@ -240,6 +238,7 @@ class Blobs:
             return fill, reader, verdict
 
     def _start_fill(self, ask: Ask, digest: Digest, start: int, generation: bytes | None, speed: Speed | None) -> Fill:
+        ended = self._attempts.begin(ask, digest, generation)
         upstream = self._upstreams[ask.repository.registry]
 
         async def granted(asked: Ask, media_type: str, size: int) -> None:
@@ -269,6 +268,7 @@ class Blobs:
         task = asyncio.get_running_loop().create_task(self._run_fill(fill), name=f"fill {digest}")
         self._tasks[task] = fill
         task.add_done_callback(self._tasks.pop)
+        task.add_done_callback(lambda _: ended())
         return fill
 
     async def _over(self, fill: Fill) -> None:

@@ -189,4 +189,6 @@ class Checks:
 
 def is_ahead(ask: Ask, tag: str, record: TagRecord, now: float) -> bool:
     """Is a fresh tag so near its end that it may be checked ahead of it? What is not to be pulled anyway is not."""
-    return record.kept_back is None and ask.lifetimes.is_ahead(ask.repository.name, tag, now - record.checked)
+    # Of what is gone it is the upstream's word on that which ends.
+    age = now - (record.gone or record.checked)
+    return record.kept_back is None and ask.lifetimes.is_ahead(ask.repository.name, tag, age)

@@ -5,6 +5,7 @@ Invariants:
   and its steps grow however long an upstream takes to fail.
 - What another process has met counts as if it had been met here, and is not told on (`heard`). It stands for as long as
   a probe may take: of one that is under way there nothing is known here.
+- What was asked for before a rate limit was met ends no wait that it was met with: it may not have counted.
 """
 
 import logging
@@ -14,14 +15,14 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 from proxy.cache.ask import Clock
-from proxy.policy.backoff import OWN, Circuit, Scope, Subject, open_circuit
+from proxy.policy.backoff import OWN, Circuit, Scope, Subject, open_circuit, prolonged
 from proxy.upstream.client import HEAD_LIMIT
 from proxy.upstream.errors import LeftAlone, UpstreamFailure, UpstreamInvalid
 
 _log = logging.getLogger("pullthrough.cache")
 
-# Another process's circuit; None where that was answered.
-OnChange = Callable[[Scope, Circuit | None], None]
+# Another process's circuit, None where that was answered, and when.
+OnChange = Callable[[Scope, Circuit | None, float], None]
 
 _MOST_CIRCUITS = 4096
 # An attempt that takes longer, in seconds, holds nobody up any more: heads come within the limit, a body may trickle.
@@ -30,7 +31,7 @@ LONGEST_ATTEMPT = 2 * HEAD_LIMIT
 _HOPELESS = frozenset({"connect", "429"})
 
 
-def _nobody(_scope: Scope, _circuit: Circuit | None) -> None:
+def _nobody(_scope: Scope, _circuit: Circuit | None, _at: float) -> None:
     """There are no other processes."""
 
 
@@ -99,15 +100,21 @@ class Circuits:
 
     def succeeded(self, subject: Subject) -> None:
         """`subject` was answered."""
+        now = self._clock()
         for scope in subject.scopes():
-            if self._circuits.pop(scope, None) is not None:
-                self.on_change(scope, None)
+            circuit = self._circuits.get(scope)
+            if circuit is None or (circuit.reason == "429" and circuit.is_open(now)):
+                continue
+            del self._circuits[scope]
+            self.on_change(scope, None, now)
 
-    def heard(self, scope: Scope, circuit: Circuit | None) -> None:
-        """Another process says what became of `scope`: see `on_change`."""
+    def heard(self, scope: Scope, circuit: Circuit | None, at: float) -> None:
+        """Another process says what became of `scope` at `at` (Unix seconds): see `on_change`."""
         before = self._circuits.get(scope)
         if circuit is None:
-            self._circuits.pop(scope, None)
+            # What failed here since then, it could not know of.
+            if before is not None and before.opened <= at:
+                del self._circuits[scope]
         elif before is None or before.until <= circuit.until:
             self._circuits[scope] = replace(circuit, due_for=LONGEST_ATTEMPT)
             self._forget_some(self._clock())
@@ -141,13 +148,17 @@ class Circuits:
                 raise left_alone(subject, circuit, now)
 
     def _open(self, scope: Scope, failure: UpstreamFailure, now: float) -> bool:
-        """Open the circuit of `scope` for a step; not where it is open: that failure is one more of the same."""
+        """Open the circuit of `scope` for a step; where it is open, that failure is one more of the same."""
         circuit = self._living(scope)
-        if circuit is not None and circuit.is_open(now):
-            return False
-        opened = open_circuit(circuit, failure.reason, failure.retry_after, now, self._jitter())
+        if circuit is None or not circuit.is_open(now):
+            opened = open_circuit(circuit, failure.reason, failure.retry_after, now, self._jitter())
+        else:
+            longer = prolonged(circuit, failure.reason, failure.retry_after, now)
+            if longer is None:
+                return False
+            opened = longer
         self._circuits[scope] = opened
-        self.on_change(scope, opened)
+        self.on_change(scope, opened, now)
         return True
 
     def _found(self, subject: Subject, proved: bool = True) -> Iterator[tuple[Scope, Circuit]]:

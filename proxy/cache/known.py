@@ -39,7 +39,8 @@ class Known:
 
     def is_good(self, ask: Ask, now: float) -> bool:
         """Is it to be served without asking?"""
-        return self.freshness is Freshness.FRESH and self.standing.counts(ask, now)
+        is_there = self.standing.gone is None or self._is_whole
+        return self.freshness is Freshness.FRESH and is_there and self.standing.counts(ask, now)
 
     def is_usable(self, ask: Ask, now: float) -> bool:
         """Has `ask` a right to the content while the upstream fails?"""
@@ -47,7 +48,12 @@ class Known:
 
     def outlives(self, ask: Ask, now: float) -> bool:
         """Is it to be served although the upstream has just said 404?"""
-        return self.content is not None and self.standing.counts_when_deleted(ask, now)
+        return self._is_whole and self.standing.counts_when_deleted(ask, now)
+
+    @property
+    def _is_whole(self) -> bool:
+        # Of what is gone upstream a HEAD promises no bytes that are not here, as a GET could not give them.
+        return self.content is not None and self.content.body is not None
 
 
 class Knowledge:

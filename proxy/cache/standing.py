@@ -20,7 +20,12 @@ class Standing:
 
     def counts(self, ask: Ask, now: float) -> bool:
         """Is the right to the content good without asking?"""
-        return self.is_proved(ask, now) if self.gone is None else self.counts_when_deleted(ask, now)
+        if self.is_proved(ask, now):
+            return True
+        if self.gone is None or not self.counts_when_deleted(ask, now):
+            return False
+        # The 404 renewed no proof, but it was no refusal: it puts that question off for as long as a proof would.
+        return abs(now - self.gone) < ask.lifetimes.proof_ttl
 
     def counts_in_outage(self, ask: Ask, now: float) -> bool:
         """Is it good while the upstream cannot be asked?"""

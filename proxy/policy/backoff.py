@@ -9,7 +9,7 @@ A circuit is open for a step: stale answers leave at once and nobody asks. For a
 still leave at once, while one probe goes out. Then it is over, and the next request asks for itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from proxy.oci.reference import Repository
@@ -102,3 +102,11 @@ def open_circuit(
     failures = before.failures + 1 if before is not None else 1
     step = min(_FIRST_STEP * 2.0 ** min(failures - 1, 16), _LONGEST_STEP) * (0.75 + 0.5 * jitter)
     return Circuit(failures, now, max(step, min(retry_after or 0.0, _LONGEST_RETRY_AFTER)), reason)
+
+
+def prolonged(circuit: Circuit, reason: Reason, retry_after: float | None, now: float) -> Circuit | None:
+    """The circuit, open at `now`, where another failure of the same step asks for a longer one; None where not."""
+    until = now + min(retry_after or 0.0, _LONGEST_RETRY_AFTER)
+    if until <= circuit.until:
+        return None
+    return replace(circuit, step=until - circuit.opened, reason=reason)

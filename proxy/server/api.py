@@ -8,15 +8,14 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
-from proxy.cache.control import CannotHold, Control, Refreshed, TooMany
-from proxy.cache.records import NodesRecord, Served
+from proxy.cache.control import CannotHold, Control, TooMany
 from proxy.cache.sticky import Named, StickyTag, Wanted, fits
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
 from proxy.policy.registry import Reference, Registries, parse_reference
+from proxy.server.described import digest_as_json, refreshed_as_json, rfc3339, tag_as_json, text_of
 from proxy.storage.base import BlobStore, StorageError
 
 _log = logging.getLogger("pullthrough.server")
@@ -32,7 +31,6 @@ _LONGEST_TEXT = 1024
 _MOST_NODES = 20_000
 _LONGEST_LINE = 20
 _PATTERN = frozenset("*?[")
-_LAST_SECOND = 253402300799.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +172,14 @@ class Api:
             nodes = None
             if with_nodes:
                 nodes = await self._control.nodes((one.repository, one.tag), served.digest)
-            history.append(_digest_as_json(served, nodes))
+            history.append(digest_as_json(served, nodes))
         return tag_as_json(one, self._clock()) | {"history": history}
 
     async def _refresh(self, request: ApiRequest) -> Any:
         named = await self._matching(request)
         found = await self._control.refresh(named)
         self._say(request, "refresh", named)
-        return {"tags": [_refreshed_as_json(one) for one in found]}
+        return {"tags": [refreshed_as_json(one) for one in found]}
 
     async def _purge(self, request: ApiRequest, text: str) -> Any:
         if not text:
@@ -194,19 +192,33 @@ class Api:
         named = await self._select(text, reference)
         await self._control.purge(named)
         self._say(request, "purge", named)
-        return {"tags": [_text(one) for one in named]}
+        return {"tags": [text_of(one) for one in named]}
 
     async def _hold(self, request: ApiRequest) -> Any:
-        reference = self._reference(_text_of(request))
-        if reference is None or reference.tag is None or reference.digest is None:
-            raise ApiError(400, "say which digest to hold: docker.io/library/nginx:latest@sha256:...")
-        named = (reference.repository, reference.tag)
-        try:
-            await self._control.hold(named, reference.digest, request.actor)
-        except CannotHold as error:
-            raise ApiError(409, str(error)) from error
-        _audit.info("hold %s@%s by %s", _text(named), reference.digest, request.actor)
-        return {"tags": [tag_as_json(await self._control.tag(named), self._clock())]}
+        held: list[Named] = []
+        for named, digest in await self._to_hold(_text_of(request)):
+            try:
+                await self._control.hold(named, digest, request.actor)
+            except CannotHold as error:
+                before = f"; {len(held)} others are held now" if held else ""
+                raise ApiError(409, f"{text_of(named)}: {error}{before}") from error
+            _audit.info("hold %s@%s by %s", text_of(named), digest, request.actor)
+            held.append(named)
+        return {"tags": [tag_as_json(await self._control.tag(one), self._clock()) for one in held]}
+
+    async def _to_hold(self, text: str) -> list[tuple[Named, Digest]]:
+        """Tags and digests: the one that is named, or what each is at present; what is held already stays as it is."""
+        reference = self._reference(text)
+        if reference is not None and reference.tag is not None and reference.digest is not None:
+            return [((reference.repository, reference.tag), reference.digest)]
+        found = [await self._control.tag(named) for named in await self._select(text, reference)]
+        if reference is not None and found[0].digest is None:
+            raise ApiError(409, f"{text} is not known here: say which digest to hold it at")
+        return [
+            ((one.repository, one.tag), Digest.parse(one.digest))
+            for one in found
+            if one.digest is not None and (one.hold is None or reference is not None)
+        ]
 
     async def _release(self, request: ApiRequest) -> Any:
         named = await self._control.release(await self._matching(request))
@@ -238,7 +250,7 @@ class Api:
 
     @staticmethod
     def _say(request: ApiRequest, verb: str, named: list[Named]) -> None:
-        texts = [_text(one) for one in named]
+        texts = [text_of(one) for one in named]
         for text in texts[:_LONGEST_LINE]:
             _audit.info("%s %s by %s", verb, text, request.actor)
         if len(texts) > _LONGEST_LINE or not texts:
@@ -272,89 +284,6 @@ class Api:
 def failed(status: int, message: str) -> ApiResponse:
     """An error as the API tells it."""
     return ApiResponse(status, {"error": message})
-
-
-def rfc3339(at: float) -> str:
-    """Unix seconds as people and machines both read them (RFC 3339); what is beyond the calendar is its end."""
-    told = datetime.fromtimestamp(min(max(at, 0.0), _LAST_SECOND), UTC)
-    return told.isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def tag_as_json(one: StickyTag, now: float) -> dict[str, Any]:
-    """A tag without its history (DESIGN, section 9)."""
-    record, hold = one.record, one.hold
-    pulls = sum(served.pulls for served in one.history.digests)
-    clusters: dict[str, int] = {}
-    for served in one.history.digests:
-        for name, count in served.clusters.items():
-            clusters[name] = clusters.get(name, 0) + count
-    return {
-        "registry": one.repository.registry,
-        "repository": one.repository.name,
-        "tag": one.tag,
-        "reference": f"{one.repository}:{one.tag}",
-        "digest": one.digest,
-        "fetched": rfc3339(record.fetched) if record is not None else None,
-        "checked": rfc3339(record.checked) if record is not None else None,
-        "expires": rfc3339(now + one.ttl) if record is not None else None,
-        "expires_in": {name: rfc3339(now + ttl) for name, ttl in sorted(one.ttls.items())},
-        "gone": rfc3339(record.gone) if record is not None and record.gone is not None else None,
-        "age": max(0, int(now - record.checked)) if record is not None else None,
-        "state": _state(one),
-        "pulls": pulls,
-        "clusters": clusters,
-        "upstream_digest": one.upstream_digest if one.drifted else None,
-        "drifted": one.drifted,
-        "unchecked": one.unchecked,
-        "held": {"digest": hold.digest, "since": rfc3339(hold.since), "by": hold.by} if hold is not None else None,
-    }
-
-
-def _state(one: StickyTag) -> Literal["held", "fresh", "stale", "expired", "absent"]:
-    if one.hold is not None:
-        return "held"
-    if one.record is None:
-        return "absent"
-    match one.freshness.value:
-        case "fresh":
-            return "fresh"
-        case "stale":
-            return "stale"
-    return "expired"
-
-
-def _digest_as_json(served: Served, nodes: NodesRecord | None) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "digest": served.digest,
-        "first_seen": rfc3339(served.first),
-        "last_seen": rfc3339(served.last),
-        "pulls": served.pulls,
-        "clusters": served.clusters,
-    }
-    if nodes is None:
-        return described
-    listed = [
-        {
-            "address": address, "cluster": node.cluster, "pulls": node.pulls,
-            "first": rfc3339(node.first), "last": rfc3339(node.last),
-        }
-        for address, node in sorted(nodes.nodes.items(), key=lambda item: item[1].last, reverse=True)
-    ]  # fmt: skip
-    return described | {"nodes": listed, "other_pulls": nodes.others}
-
-
-def _refreshed_as_json(one: Refreshed) -> dict[str, Any]:
-    return {
-        "reference": _text((one.repository, one.tag)),
-        "before": one.before,
-        "after": one.after,
-        "changed": one.before != one.after,
-        "error": one.error,
-    }
-
-
-def _text(named: Named) -> str:
-    return f"{named[0]}:{named[1]}"
 
 
 def _text_of(request: ApiRequest) -> str:

@@ -11,7 +11,8 @@ from proxy import __version__
 from proxy.cache.fill import Fill
 from proxy.cache.sticky import Counts
 from proxy.policy.backoff import Circuit, Scope
-from proxy.server.api import ApiRequest, ApiResponse, rfc3339
+from proxy.server.api import ApiRequest, ApiResponse
+from proxy.server.described import rfc3339
 from proxy.settings import Settings
 from proxy.storage.base import Usage
 from proxy.telemetry.metrics import Metrics

@@ -23,7 +23,8 @@ from proxy.oci.reference import TagOrDigest
 from proxy.policy.cluster import check_repository
 from proxy.policy.platforms import parse_platforms
 from proxy.policy.registry import parse_reference
-from proxy.server.api import ApiError, ApiRequest, ApiResponse, rfc3339
+from proxy.server.api import ApiError, ApiRequest, ApiResponse
+from proxy.server.described import rfc3339
 from proxy.server.house import House
 from proxy.settings import ClusterSettings
 

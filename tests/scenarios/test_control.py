@@ -191,9 +191,14 @@ async def test_filters(many: Proxy, query: dict[str, str], wanted: list[str]) ->
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 1000])
 async def test_pages(many: Proxy, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-    """Every tag once, in order, whatever the size of pages here and in the store; tags known by a hold alone too."""
+    """Every tag once, in order, whatever the size of pages here and in the store; tags known by a hold alone too.
+
+    Also where those are far behind the page of the others.
+    """
     monkeypatch.setattr(control, "_PAGE", 2)
-    await done(many, "DELETE", "tags", reference=BASE[0])
+    await done(many, "POST", "tags/hold", f"{APP[2]}@{OLD.digest}")
+    for reference in (BASE[0], APP[2]):
+        await done(many, "DELETE", "tags", reference=reference)
     found: list[str] = []
     query: dict[str, str] = {}
     while True:
@@ -578,6 +583,31 @@ async def test_holding_what_is_not_cached(proxy: Proxy, registry: FakeRegistry) 
     assert len(registry.seen) == 1
 
 
+async def test_holding_what_tags_are_now(proxy: Proxy, registry: FakeRegistry) -> None:
+    """A tag, or all that fit a pattern, stay what they are; what is held already is held as it was."""
+    registry.push("team/app", "v1", OLD)
+    registry.push("team/app", "v2", OLD)
+    await pulled(proxy, TAG, TAG.replace("v1", "v2"))
+    await done(proxy, "POST", "tags/hold", REFERENCE)
+    since = (await tag(proxy, REFERENCE))["held"]["since"]
+    proxy.clock.advance(60)
+    held = await done(proxy, "POST", "tags/hold", "registry.test/team/*")
+    assert names(held["tags"]) == [REFERENCE.replace("v1", "v2")]
+    assert (await tag(proxy, REFERENCE))["held"]["since"] == since
+    for one in ("v1", "v2"):
+        registry.push("team/app", one, NEW)
+    proxy.clock.advance(3600)
+    for one in ("v1", "v2"):
+        assert (await proxy.get(TAG.replace("v1", one))).body == OLD.manifest
+    assert (await done(proxy, "POST", "tags/hold", "registry.test/none/*"))["tags"] == []
+
+
+async def test_holding_a_tag_that_is_not_known(proxy: Proxy) -> None:
+    """What it is now nobody knows, so the digest has to be said."""
+    status, found = await call(proxy, "POST", "tags/hold", {"reference": REFERENCE})
+    assert (status, found["error"]) == (409, f"{REFERENCE} is not known here: say which digest to hold it at")
+
+
 @pytest.mark.parametrize("failing", [False, True])
 async def test_holding_what_does_not_exist(proxy: Proxy, registry: FakeRegistry, failing: bool) -> None:
     """409 with the reason, and nothing is held: unknown upstream, a blob's digest, or nobody to ask."""
@@ -588,7 +618,7 @@ async def test_holding_what_does_not_exist(proxy: Proxy, registry: FakeRegistry,
     for digest in (wrong_digest(b"x"), digest_of(OLD.blobs[1])):
         status, found = await call(proxy, "POST", "tags/hold", {"reference": f"{REFERENCE}@{digest}"})
         assert status == 409
-        assert found["error"].startswith(f"{digest} is not in the cache and cannot be had: ")
+        assert found["error"].startswith(f"{REFERENCE}: {digest} is not in the cache and cannot be had: ")
     assert await tags(proxy, held="true") == []
 
 

@@ -11,9 +11,10 @@ from aiohttp import web
 from proxy.settings import Settings
 from proxy.upstream.client import HEAD_LIMIT
 from tests.fakes.clock import LoopClock
-from tests.fakes.content import make_image
+from tests.fakes.content import digest_of, make_image
 from tests.fakes.proxy import Answer, Proxy, running
 from tests.fakes.registry import FakeRegistry
+from tests.fakes.server import Gate
 
 NODES, TAGS = 200, 10
 IMAGE = make_image(100, seed=1)
@@ -244,3 +245,45 @@ async def test_nothing_is_cached_and_nobody_answers(patient: Proxy, registry: Fa
     answer = await asked
     assert (answer.status, answer.code) == (504, "UNAVAILABLE")
     assert HEAD_LIMIT < 25
+
+
+@pytest.mark.parametrize("mode", ["transparent", "metadata-only"])
+async def test_blobs_wait_for_one_probe_too(
+    settings: Callable[..., Settings], registry: FakeRegistry, mode: str
+) -> None:
+    """Nodes that start an image whose layers are not here, once a connection may be tried again: one of them tries."""
+    layers = [f"/v2/team/app/blobs/{digest_of(bytes([number]))}" for number in range(TAGS)]
+    async with running(settings(clusters=[{"name": "default", "mode": mode}])) as proxy:
+        proxy.application._learnt.circuits._jitter = lambda: 0.5
+        await registry.stop()
+        assert (await proxy.get(layers[0])).status == 502
+        for attempts_made, step in ((2, 1), (3, 2)):
+            proxy.clock.advance(step)
+            answers = await asyncio.gather(*(proxy.get(layer) for layer in layers))
+            assert {(answer.status, answer.code) for answer in answers} == {(502, "UNAVAILABLE")}
+            assert await proxy.metric('pullthrough_upstream_requests_total{kind="blob"') == attempts_made
+
+
+async def test_what_was_asked_for_before_ends_no_retry_after(proxy: Proxy, registry: FakeRegistry) -> None:
+    """A layer that was on its way when manifests were limited says nothing of that limit."""
+    layer, gate, answer = f"/v2/team/app/blobs/{digest_of(IMAGE.blobs[1])}", Gate(0), registry.answer
+    asked: list[str] = []
+
+    async def limited(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == layer:
+            await gate(0)
+            return await answer(request)
+        asked.append(request.path)
+        return web.Response(status=429, headers={"Retry-After": "100"})
+
+    registry.answer = limited  # type: ignore[method-assign]
+    pulled = asyncio.create_task(proxy.get(layer))
+    await gate.reached.wait()
+    assert is_stale(await proxy.get(PATHS[0]))
+    gate.open()
+    assert (await pulled).body == IMAGE.blobs[1]
+    proxy.clock.advance(99)
+    for path in PATHS:
+        assert is_stale(await proxy.get(path))
+        await is_quiet()
+    assert asked == PATHS[:1]

@@ -1,5 +1,6 @@
 """What an upstream has deleted is served on where that is wanted, and nowhere else."""
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -39,6 +40,13 @@ def delete(registry: FakeRegistry) -> None:
     registry.tags.clear()
     registry.members.clear()
     registry.seen.clear()
+
+
+async def is_quiet() -> None:
+    """Wait until no attempt is under way."""
+    async with asyncio.timeout(5):
+        while any(task.get_name().startswith("manifest ") for task in asyncio.all_tasks()):
+            await asyncio.sleep(0)
 
 
 async def plain(proxy: Proxy, path: str = TAG, **headers: Any) -> Answer:
@@ -173,3 +181,54 @@ async def test_a_head_promises_no_bytes_that_are_not_here(settings: MakeSettings
         proxy.clock.advance(601)
         for method in ("HEAD", "GET"):
             assert (await proxy.get(BLOB, method)).status == 404
+
+
+async def test_what_is_gone_is_not_asked_for_ahead_again_and_again(
+    settings: MakeSettings, registry: FakeRegistry
+) -> None:
+    """With `refresh_ahead` the upstream's word that it is gone is renewed ahead of its end, not by each request."""
+    registry.push("team/app", "v1", OLD)
+    times = {"serve_deleted": True, "refresh_ahead": "10%", "proof_ttl": "1d"}
+    async with running(settings(manifests=times)) as proxy:
+        await proxy.get(TAG)
+        delete(registry)
+        proxy.clock.advance(601)
+        for asked in (1, 1, 1):
+            assert (await proxy.get(TAG)).state.endswith("detail=stale-404")
+            await is_quiet()
+            assert len(registry.seen) == asked
+        proxy.clock.advance(550)
+        for _ in range(3):
+            assert (await proxy.get(TAG)).state == "pullthrough; hit; ttl=-551; detail=stale-404"
+            await is_quiet()
+        assert [seen.method for seen in registry.seen] == ["HEAD"] * 2
+
+
+async def test_no_right_lasts_longer_for_what_is_gone(settings: MakeSettings, registry: FakeRegistry) -> None:
+    """A repository that turns private refuses whoever comes once `proof_ttl` is over, however long a TTL is."""
+    registry.push("team/app", "v1", OLD)
+    async with running(settings(clusters=CLUSTERS, manifests={"tag_ttl": "7d"})) as proxy:
+        for path in (TAG, MANIFEST, BLOB):
+            await proxy.get(path)
+        await proxy.stored(1)
+        delete(registry)
+        proxy.clock.advance(7 * 86400 + 1)
+        for path in (TAG, MANIFEST, BLOB):
+            assert (await proxy.get(path)).state.endswith("detail=stale-404")
+        registry.private = {"team/app": {"alice"}}
+        proxy.clock.advance(301)
+        for path in (TAG, MANIFEST, BLOB):
+            assert (await proxy.get(path)).status == 401
+
+
+async def test_head_and_get_agree_on_what_nobody_had(settings: MakeSettings, registry: FakeRegistry) -> None:
+    """Only the head of the manifest was ever asked for: gone upstream it is gone, and stays so when it is known."""
+    registry.push("team/app", "v1", OLD)
+    async with running(settings(manifests={"serve_deleted": True})) as proxy:
+        for path in (TAG, MANIFEST):
+            assert (await proxy.get(path, "HEAD")).status == 200
+        delete(registry)
+        for _ in range(2):
+            proxy.clock.advance(601)
+            for path in (TAG, MANIFEST):
+                assert [(await proxy.get(path, method)).status for method in ("HEAD", "GET", "HEAD")] == [404] * 3

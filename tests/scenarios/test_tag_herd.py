@@ -94,7 +94,7 @@ async def test_all_of_them_have_changed(tmp_path: Path, registry: FakeRegistry, 
 
 async def test_the_other_worker_waits_for_the_first_one(tmp_path: Path, registry: FakeRegistry) -> None:
     """While one worker's HEAD is under way a request at the other one asks for nothing, and leaves with what is cached
-    before a second has passed; what the first one was told then counts for both."""
+    before the first one does; what that was told then counts for both."""
     async with woken(tmp_path, registry, 2) as proxy:
         gate = Gate(0)
         hold_heads(registry, gate)
@@ -102,10 +102,9 @@ async def test_the_other_worker_waits_for_the_first_one(tmp_path: Path, registry
         first = await proxy.reader_at(one, PATHS[0])
         await gate.reached.wait()
         second = await proxy.reader_at(other, PATHS[0])
-        began = asyncio.get_running_loop().time()
         await second.head()
-        assert asyncio.get_running_loop().time() - began < 1
         assert second.headers["cache-status"] == "pullthrough; fwd=stale; detail=stale-timeout"
+        # The first one still waits.
         gate.open()
         await first.head()
         assert first.headers["cache-status"].startswith("pullthrough; fwd=stale; fwd-status=200")

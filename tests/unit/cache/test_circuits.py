@@ -102,7 +102,7 @@ def test_a_5xx_stops_what_met_it_and_nothing_else(circuits: Circuits, clock: Man
 def test_what_opens_and_what_is_answered_is_told(circuits: Circuits, clock: ManualClock) -> None:
     """Each scope with its circuit, once a step; None when it was answered; nothing when there was nothing."""
     told: list[tuple[Scope, Circuit | None]] = []
-    circuits.on_change = lambda scope, circuit: told.append((scope, circuit))
+    circuits.on_change = lambda scope, circuit, _at: told.append((scope, circuit))
     circuits.succeeded(subject())
     assert told == []
     circuits.failed(subject(), BROKEN)
@@ -120,7 +120,7 @@ def test_what_others_tell_counts_and_is_not_told_on(circuits: Circuits, clock: M
     """Two processes that hear each other act as one."""
     other, told = Circuits(clock, lambda: 0.5), []
     circuits.on_change = other.heard
-    other.on_change = lambda scope, circuit: told.append((scope, circuit))
+    other.on_change = lambda scope, circuit, _at: told.append((scope, circuit))
     circuits.failed(subject(), DOWN)
     assert is_left_alone(other, subject("v2", "team/other"))
     assert told == []
@@ -138,11 +138,11 @@ def test_an_older_word_of_others_shortens_nothing(circuits: Circuits, clock: Man
     """News may come late: the circuit that stands longer counts."""
     circuits.failed(subject(), UpstreamFailure("429", "slowly", retry_after=60))
     scope = subject().scope_of("429", False, False)
-    circuits.heard(scope, Circuit(1, clock.now, 1.0, "429"))
+    circuits.heard(scope, Circuit(1, clock.now, 1.0, "429"), clock.now)
     failing = circuits.failing(subject())
     assert failing is not None
     assert failing.until == clock.now + 60
-    circuits.heard(scope, Circuit(2, clock.now, 120.0, "429"))
+    circuits.heard(scope, Circuit(2, clock.now, 120.0, "429"), clock.now)
     later = circuits.failing(subject())
     assert later is not None
     assert later.until == clock.now + 120
@@ -150,11 +150,11 @@ def test_an_older_word_of_others_shortens_nothing(circuits: Circuits, clock: Man
 
 def test_who_waited_for_another_process_hears_what_that_met(circuits: Circuits, clock: ManualClock) -> None:
     """What has just failed there is not asked for again here; another reference's 5xx is no reason."""
-    circuits.heard(subject().own_scope(), Circuit(1, clock.now, 1.0, "5xx"))
+    circuits.heard(subject().own_scope(), Circuit(1, clock.now, 1.0, "5xx"), clock.now)
     with pytest.raises(LeftAlone):
         circuits.raise_if_open(subject())
     circuits.raise_if_open(subject("v2"))
-    circuits.heard(("upstream", "reg.test"), Circuit(1, clock.now, 1.0, "connect"))
+    circuits.heard(("upstream", "reg.test"), Circuit(1, clock.now, 1.0, "connect"), clock.now)
     with pytest.raises(LeftAlone):
         circuits.raise_if_open(subject("v2"))
     clock.advance(1)
@@ -167,7 +167,7 @@ def test_who_waited_with_a_probe_hears_how_the_other_one_ended(circuits: Circuit
     clock.advance(1)
     probed = circuits.probed(subject("v2"), usable=True, proved=True)
     circuits.raise_if_open(subject("v2"), probed)
-    circuits.heard(probed[0], Circuit(2, clock.now, 2.0, "5xx"))
+    circuits.heard(probed[0], Circuit(2, clock.now, 2.0, "5xx"), clock.now)
     circuits.raise_if_open(subject("v2"))
     with pytest.raises(LeftAlone):
         circuits.raise_if_open(subject("v2"), probed)
@@ -192,7 +192,7 @@ def test_what_an_attempt_is_the_probe_of(circuits: Circuits) -> None:
 def test_it_stands_while_another_process_may_probe(circuits: Circuits, clock: ManualClock) -> None:
     """Of a probe over there, however long it takes, nothing is known here; nor is it waited for for ever."""
     scope = subject().scope_of("5xx", False, False)
-    circuits.heard(scope, Circuit(3, clock.now, 4.0, "5xx"))
+    circuits.heard(scope, Circuit(3, clock.now, 4.0, "5xx"), clock.now)
     clock.advance(4 + 24)
     failing = circuits.failing(subject())
     assert failing is not None
@@ -201,7 +201,7 @@ def test_it_stands_while_another_process_may_probe(circuits: Circuits, clock: Ma
     again = circuits.failing(subject())
     assert again is not None
     assert again.failures == 4
-    circuits.heard(scope, Circuit(4, clock.now, 8.0, "5xx"))
+    circuits.heard(scope, Circuit(4, clock.now, 8.0, "5xx"), clock.now)
     clock.advance(8 + 48)
     assert circuits.failing(subject()) is None
 
@@ -216,3 +216,26 @@ def test_another_upstream_begins_anew(circuits: Circuits, clock: ManualClock) ->
     circuits.failed(subject(), DOWN)
     clock.advance(1)
     assert circuits.may_ask(subject())
+
+
+def test_a_longer_retry_after_is_obeyed_whenever_it_comes(circuits: Circuits, clock: ManualClock) -> None:
+    """Of several that were under way each may be told another time; what is shorter changes nothing."""
+    circuits.failed(subject(), UpstreamFailure("429", "slowly"))
+    circuits.failed(subject("v2"), UpstreamFailure("429", "slowly", retry_after=60))
+    circuits.failed(subject("v3"), UpstreamFailure("429", "slowly", retry_after=5))
+    failing = circuits.failing(subject("v4"))
+    assert failing is not None
+    assert (failing.failures, failing.until) == (1, clock.now + 60)
+
+
+def test_who_was_answered_before_ends_nothing_that_opened_since(circuits: Circuits, clock: ManualClock) -> None:
+    """News cross on their way: an end that was told before another process met the failure is not this one's."""
+    other, told = Circuits(clock, lambda: 0.5), []
+    circuits.on_change = lambda *news: told.append(news)
+    circuits.failed(subject(), DOWN)
+    circuits.succeeded(subject())
+    clock.advance(0.01)
+    other.failed(subject(), DOWN)
+    for news in told:
+        other.heard(*news)
+    assert other.failing(subject()) is not None

@@ -28,8 +28,8 @@ def tag(**changes: Any) -> dict[str, Any]:
     return {
         "registry": "docker.io", "repository": "library/nginx", "tag": "latest", "reference": REFERENCE,
         "digest": OLD, "state": "fresh", "fetched": "2026-11-01T00:00:00Z", "checked": "2026-11-02T00:00:00Z",
-        "expires": "2026-11-03T00:00:00Z", "age": 60, "pulls": 7, "clusters": {"prod": 5, "edge": 2},
-        "upstream_digest": None, "drifted": False, "unchecked": None, "held": None,
+        "expires": "2026-11-03T00:00:00Z", "expires_in": {}, "age": 60, "pulls": 7, "clusters": {"prod": 5, "edge": 2},
+        "upstream_digest": None, "gone": None, "drifted": False, "unchecked": None, "held": None,
         "history": [digest(OLD, pulls=7, clusters={"prod": 5, "edge": 2})],
     } | changes  # fmt: skip
 
@@ -130,6 +130,7 @@ def run(server: Server) -> Callable[..., Result]:
             ["held", "sha256:222222222222", "released", " - "],
         ),
         ({"drifted": True, "upstream_digest": NEW}, ["fresh", "sha256:111111111111", "sha256:222222222222"]),
+        ({"gone": "2000-01-01T00:00:00Z"}, ["fresh", "sha256:111111111111", "deleted, as it said "]),
         ({"unchecked": "only clients' own credentials may ask for it"}, ["unchecked: only clients' own credentials"]),
         (
             UNKNOWN | {"state": "absent"},
@@ -177,6 +178,21 @@ def test_everything_about_a_tag_that_has_drifted(server: Server, run: Callable[.
     server.says({"tags": [drifted]})
     found = run("tags", "nginx", "--all-nodes")
     assert sum(line.startswith("    10.0.0.") for line in found.stdout.splitlines()) == 25
+
+
+def test_until_when_where_clusters_have_times_of_their_own(server: Server, run: Callable[..., Result]) -> None:
+    """Those that differ are named, each with its time, or the next request where that is over."""
+    times = {"prod": "2999-01-01T00:00:00Z", "edge": "2000-01-01T00:00:00Z", "lab": "2999-06-01T00:00:00Z"}
+    server.says({"tags": [tag(expires=times["prod"], expires_in=times)]})
+    lines = run("tags", "nginx").stdout.splitlines()
+    assert f"  until     {times['prod']}; edge: the next request; lab: {times['lab']}" in lines
+
+
+def test_everything_about_a_tag_that_is_gone_upstream(server: Server, run: Callable[..., Result]) -> None:
+    """It is said to be, instead of any digest."""
+    server.says({"tags": [tag(gone="2000-01-01T00:00:00Z", drifted=True, upstream_digest=NEW)]})
+    (line,) = [line for line in run("tags", "nginx").stdout.splitlines() if line.startswith("  upstream  ")]
+    assert line.startswith("  upstream  deleted, as it said ")
 
 
 def test_everything_about_a_tag_that_is_held(server: Server, run: Callable[..., Result]) -> None:
