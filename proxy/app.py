@@ -46,8 +46,9 @@ from proxy.storage.eviction import Policy
 from proxy.storage.metadata import DiskcacheMetadata
 from proxy.telemetry.events import Event, RequestFinished, Tell
 from proxy.telemetry.lag import watch_loop_lag
-from proxy.telemetry.logs import log_access, setup_logging
+from proxy.telemetry.logs import flush_logging, log_access, setup_logging
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.tallies import Tallies
 from proxy.upstream.client import Upstream
 from proxy.upstream.configured import Upstreams
 
@@ -88,6 +89,7 @@ class Application:
         self._clock = clock
         self._place = place
         self._metrics = Metrics(machine=place is None)
+        self._tallies = Tallies(self._metrics)
         self._stack = contextlib.AsyncExitStack()
         self._draining = False
         self._refusals = Refusals(self._tell, clock)
@@ -117,6 +119,7 @@ class Application:
             self._operating.start(self._stack)
             lag = asyncio.create_task(watch_loop_lag(self._tell), name="loop lag")
             self._stack.push_async_callback(end_task, lag)
+            self._tell_the_rest()
             await self._listen(self._handlers)
         except BaseException:
             await self._stack.aclose()
@@ -240,6 +243,13 @@ class Application:
             self._stack.push_async_callback(listener.close)
             await listener.start()
             self.listeners.append(listener)
+
+    def _tell_the_rest(self) -> None:
+        """Have what is told in batches told in time, and at the end, when the listeners are closed."""
+        self._stack.callback(flush_logging)
+        self._stack.callback(self._tallies.flush)
+        flushing = asyncio.create_task(self._tallies.flush_now_and_then(), name="tallies")
+        self._stack.push_async_callback(end_task, flushing)
 
     async def _usage(self) -> Usage | None:
         """What is stored; None where that cannot be told now."""

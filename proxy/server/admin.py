@@ -72,6 +72,7 @@ class Admin:
             self._metrics.set_cache(usage.bytes, usage.blobs)
         if (drift := await self._drift()) is not None:
             self._metrics.set_drift(drift)
+        self._metrics.flush()
         return web.Response(body=await asyncio.to_thread(self._metrics.render), headers={"Content-Type": _METRICS_TYPE})
 
     async def _api(self, request: web.BaseRequest, path: str) -> web.Response:

@@ -235,6 +235,7 @@ class Machine:
         if (request.method, request.path) != _STATS:
             return await self._ask(request)
         told = [answer.body for answer in await self._ask_all(request) if answer.status == 200]
+        self._metrics.flush()
         metrics = await asyncio.to_thread(lambda: list(self._metrics.collect()))
         workers = self._workers()
         return ApiResponse(200, overview(self._settings(), told, metrics, await self._usage(), self._started, workers))

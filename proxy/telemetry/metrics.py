@@ -1,6 +1,8 @@
 """Events → Prometheus metrics. Names, labels and their values are a contract (DESIGN, section 9)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from prometheus_client import (
@@ -19,13 +21,42 @@ from proxy.telemetry.events import Event
 # How one value comes of those of several workers.
 _Mode = Literal["livesum", "livemax", "livemostrecent"]
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
+# The upper bounds of the buckets of `request_seconds`.
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSeries:
+    """What is counted of requests whose labels are all the same."""
+
+    requests: Counter
+    first_byte: Histogram
+    sent: Counter
+
+    def one(self, sent: int, seconds: float) -> None:
+        """Count one, of `sent` bytes, whose first byte came after `seconds`."""
+        self.requests.inc()
+        self.first_byte.observe(seconds)
+        self.sent.inc(sent)
+
+    def several(self, sent: int, buckets: Sequence[int], seconds: float) -> None:
+        """Count as many as there are in `buckets`, one for each of `SECONDS` and one for what is above, each of `sent`
+        bytes; `seconds` is the sum of all."""
+        count = sum(buckets)
+        self.requests.inc(count)
+        self.sent.inc(sent * count)
+        # The library counts one at a time: `observe` is this for one, and a test holds them against each other.
+        self.first_byte._sum.inc(seconds)
+        for bucket, several in zip(self.first_byte._buckets, buckets, strict=True):
+            if several:
+                bucket.inc(several)
 
 
 class Metrics:
-    """All metrics of one process, in a registry of their own; `record` is the only way in.
+    """All metrics of one process, in a registry of their own; `record` is the way in, and `requests_like`.
 
-    In a worker's process they are kept in files that the supervisor reads (`shared`).
+    In a worker's process they are kept in files that the supervisor reads (`shared`). `labels` takes longer than
+    counting does, so what it gives is kept: labels have few values.
     """
 
     def __init__(self, machine: bool = True) -> None:
@@ -33,6 +64,7 @@ class Metrics:
         # The times at which each series began would be half of all lines, and nobody asks for them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
+        self._held_back: list[Callable[[], None]] = []
         self._requests = self._counter(
             "requests", "Requests of clients.", "cluster", "registry", "kind", "method", "status", "cache"
         )
@@ -40,7 +72,7 @@ class Metrics:
             "pullthrough_request_seconds",
             "Seconds from a client's request to the first byte of its answer.",
             ["kind", "cache"],
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=self.registry,
         )
         self._client_bytes = self._counter(
@@ -70,6 +102,7 @@ class Metrics:
         self._refusals = self._counter(
             "client_refusals", "Clients that were refused something, or cut off, for a limit.", "reason"
         )
+        self._series = cache(self._new_series)
         self._count_pulls()
         self._machine = MachineGauges(self.registry) if machine else None
         self._lag = self._gauge(
@@ -97,6 +130,20 @@ class Metrics:
         if self._machine is not None:
             self._machine.set_drift(tags)
 
+    def hold_back(self, count: Callable[[], None]) -> None:
+        """Have `count` called once, at the next `flush`."""
+        self._held_back.append(count)
+
+    def flush(self) -> None:
+        """Count what was held back. For the event loop's thread, before others `collect` or `render`."""
+        held_back, self._held_back = self._held_back, []
+        for count in held_back:
+            count()
+
+    def requests_like(self, event: events.RequestFinished) -> RequestSeries:
+        """What counts requests with the labels of `event`."""
+        return self._series(event.cluster, event.registry, event.kind, event.method, event.status, event.cache)
+
     def collect(self) -> Iterable[Metric]:
         """All metrics, for a program."""
         return self.registry.collect()
@@ -109,7 +156,7 @@ class Metrics:
         """Count `event`."""
         match event:
             case events.RequestFinished():
-                self._request(event)
+                self.requests_like(event).one(event.bytes_sent, event.first_byte_seconds)
             case events.UpstreamAnswered(registry, kind, method, status):
                 self._upstream_requests.labels(registry, kind, method, status).inc()
             case events.UpstreamBytes(registry, count):
@@ -139,12 +186,14 @@ class Metrics:
             case events.LoopLag(seconds):
                 self._lag.set(seconds)
 
-    def _request(self, event: events.RequestFinished) -> None:
-        self._requests.labels(
-            event.cluster, event.registry, event.kind, event.method, str(event.status), event.cache
-        ).inc()
-        self._request_seconds.labels(event.kind, event.cache).observe(event.first_byte_seconds)
-        self._client_bytes.labels(event.cluster, event.registry, event.kind, event.cache).inc(event.bytes_sent)
+    def _new_series(
+        self, cluster: str, registry: str, kind: str, method: str, status: int, cache: str
+    ) -> RequestSeries:
+        return RequestSeries(
+            self._requests.labels(cluster, registry, kind, method, str(status), cache),
+            self._request_seconds.labels(kind, cache),
+            self._client_bytes.labels(cluster, registry, kind, cache),
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"pullthrough_{name}", text, labels, registry=self.registry)

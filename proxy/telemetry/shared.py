@@ -52,6 +52,9 @@ class SharedMetrics:
         """See `Metrics.collect`. Reads files: blocks."""
         return list(self._registry.collect())
 
+    def flush(self) -> None:
+        """See `Metrics.flush`. Workers do that by themselves, twice a second."""
+
     def ended(self, worker: int) -> None:
         """That worker is gone: its gauges count no more, its counters do. Blocks as long as small files take."""
         mark_process_dead(worker, str(self._folder))  # type: ignore[no-untyped-call]

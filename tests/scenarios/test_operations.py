@@ -13,7 +13,7 @@ from proxy.app import Application, StartError
 from proxy.server.listener import ListenError
 from proxy.settings import Settings
 from proxy.storage.base import StorageError
-from proxy.telemetry.logs import setup_logging
+from proxy.telemetry.logs import flush_logging, setup_logging
 from tests.fakes.content import digest_of, make_image, random_bytes
 from tests.fakes.proxy import Proxy, running
 from tests.fakes.registry import FakeRegistry
@@ -123,6 +123,7 @@ async def test_the_access_line(proxy: Proxy, registry: FakeRegistry, capsys: pyt
         async with asyncio.timeout(5):
             while await proxy.metric("pullthrough_requests_total") < 3:
                 await asyncio.sleep(0)
+        flush_logging()
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from proxy.settings import Settings
-from proxy.telemetry.logs import setup_logging
+from proxy.telemetry.logs import flush_logging, setup_logging
 from tests.fakes.content import digest_of, make_image
 from tests.fakes.plugin import FakePlugin
 from tests.fakes.proxy import Proxy, running
@@ -29,7 +29,12 @@ def all_logs(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     setup_logging("debug", "json", True)
-    yield lambda: "".join(capsys.readouterr())
+
+    def logged() -> str:
+        flush_logging()
+        return "".join(capsys.readouterr())
+
+    yield logged
     root.handlers[:] = handlers
     root.setLevel(level)
 
