@@ -10,7 +10,7 @@ Invariants:
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from proxy.cache.ask import Ask, Clock, Records
@@ -21,6 +21,7 @@ from proxy.cache.records import (
     NodesRecord,
     Served,
     history_key,
+    named_in,
     nodes_key,
 )
 from proxy.oci.digest import Digest
@@ -37,15 +38,52 @@ _TRIES = 8
 
 
 @dataclass(slots=True)
+class _Client:
+    """What is to be added to a node; as `Node` has it."""
+
+    cluster: str
+    first: float
+    last: float
+    pulls: int = 1
+
+    def node(self) -> Node:
+        return Node(self.cluster, self.first, self.last, self.pulls)
+
+
+@dataclass(slots=True)
 class _News:
     """What there is to be added to one digest of a tag; `others`: pulls of clients that are too many to be named."""
 
-    served: Served
-    nodes: dict[str, Node] = field(default_factory=dict)
+    first: float
+    last: float
+    given: float = 0.0
+    clusters: dict[str, int] = field(default_factory=dict)
+    clients: dict[str, _Client] = field(default_factory=dict)
     others: int = 0
 
+    def add(self, cluster: str, client: str, now: float) -> None:
+        """A client of that cluster was given the digest."""
+        self.last = self.given = now
+        self.clusters[cluster] = self.clusters.get(cluster, 0) + 1
+        seen = self.clients.get(client)
+        if seen is not None:
+            seen.cluster = cluster
+            seen.last = now
+            seen.pulls += 1
+        elif len(self.clients) < _MOST_NODES:
+            self.clients[client] = _Client(cluster, now, now)
+        else:
+            self.others += 1
 
-_Pending = dict[tuple[Repository, str], dict[str, _News]]
+    def served(self, digest: str) -> Served:
+        return Served(digest, self.first, self.last, sum(self.clusters.values()), self.clusters, self.given)
+
+    def nodes(self) -> dict[str, Node]:
+        return {address: client.node() for address, client in self.clients.items()}
+
+
+# By the key of the history, and by digest. Keys are text, whose hash is computed once.
+_Pending = dict[str, dict[str, _News]]
 
 
 class History:
@@ -65,24 +103,27 @@ class History:
 
     def served(self, ask: Ask, tag: str, digest: Digest, client: str) -> None:
         """The client at this address was answered `digest` for `tag`."""
-        now = self._clock()
-        news = self._news(ask.repository, tag, str(digest), now)
-        if news is None:
-            return
-        seen = news.served
-        clusters = seen.clusters | {ask.cluster: seen.clusters.get(ask.cluster, 0) + 1}
-        news.served = replace(seen, last=now, pulls=seen.pulls + 1, clusters=clusters, given=now)
-        node = news.nodes.get(client)
-        if node is None and len(news.nodes) >= _MOST_NODES:
-            news.others += 1
-            return
-        news.nodes[client] = Node(ask.cluster, node.first if node else now, now, node.pulls + 1 if node else 1)
+        self.tally(ask, tag, digest)(client)
+
+    def tally(self, ask: Ask, tag: str, digest: Digest) -> Callable[[str], None]:
+        """What is to be called, with its address, whenever a client of `ask`'s cluster was answered `digest` for `tag`.
+
+        It counts as `served` does, for less, as long as somebody calls it, and keeps nothing of what it counted.
+        """
+        key, name, cluster, clock = history_key(ask.repository, tag), str(digest), ask.cluster, self._clock
+
+        def served(client: str) -> None:
+            now = clock()
+            if (news := self._news(key, name, now)) is not None:
+                news.add(cluster, client, now)
+
+        return served
 
     def seen(self, repository: Repository, tag: str, digest: str) -> None:
         """The upstream has `digest` for `tag`, which nobody was given yet."""
         now = self._clock()
-        if (news := self._news(repository, tag, digest, now)) is not None:
-            news.served = replace(news.served, last=now)
+        if (news := self._news(history_key(repository, tag), digest, now)) is not None:
+            news.last = now
 
     async def read(self, repository: Repository, *tags: str) -> list[HistoryRecord]:
         """The history of each of `tags`, with all that this process knows."""
@@ -113,23 +154,30 @@ class History:
     async def _write(self) -> None:
         async with self._turn:
             pending, self._pending = self._pending, {}
-            for (repository, tag), news in pending.items():
-                await self._add(repository, tag, news)
+            for key, news in pending.items():
+                await self._add(key, news)
 
-    def _news(self, repository: Repository, tag: str, digest: str, now: float) -> _News | None:
-        if (repository, tag) not in self._pending and len(self._pending) >= _MOST_PENDING:
-            return None
-        found = self._pending.setdefault((repository, tag), {})
-        return found.setdefault(digest, _News(Served(digest, now, now)))
+    def _news(self, key: str, digest: str, now: float) -> _News | None:
+        """What waits; made where nothing does. None where too much waits already."""
+        found = self._pending.get(key)
+        if found is None:
+            if len(self._pending) >= _MOST_PENDING:
+                return None
+            found = self._pending[key] = {}
+        news = found.get(digest)
+        if news is None:
+            news = found[digest] = _News(now, now)
+        return news
 
-    async def _add(self, repository: Repository, tag: str, news: dict[str, _News]) -> None:
-        served = [one.served for one in news.values()]
+    async def _add(self, key: str, news: dict[str, _News]) -> None:
+        repository, tag = named_in(key)
+        served = [one.served(digest) for digest, one in news.items()]
         before, after = await self._change(
-            history_key(repository, tag), lambda raw: merged(HistoryRecord.load(raw) or HistoryRecord(), served).dump()
+            key, lambda raw: merged(HistoryRecord.load(raw) or HistoryRecord(), served).dump()
         )
         kept = _digests_of(after)
         for digest, one in news.items():
-            if one.nodes and digest in kept:
+            if one.clients and digest in kept:
                 await self._change(nodes_key(repository, tag, digest), partial(_more_nodes, one))
         if gone := _digests_of(before) - kept:
             await self._records.delete(*(nodes_key(repository, tag, digest) for digest in gone))
@@ -209,4 +257,4 @@ def _digests_of(raw: bytes | None) -> set[str]:
 
 
 def _more_nodes(news: _News, raw: bytes | None) -> bytes:
-    return merged_nodes(NodesRecord.load(raw) or NodesRecord(), news.nodes, news.others).dump()
+    return merged_nodes(NodesRecord.load(raw) or NodesRecord(), news.nodes(), news.others).dump()
