@@ -1,7 +1,10 @@
 """What tags were and who was given what: nothing is lost where several add at once, and nothing grows without end."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import gc
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import cache
 from typing import Any
 
 import pytest
@@ -251,6 +254,107 @@ async def test_what_waits_is_bounded(history: History, monkeypatch: pytest.Monke
     assert [sum(one.pulls for one in record.digests) for record in found] == [1, 6, 1, 0, 0]
     who = await history.nodes(REPOSITORY, "v1", str(ONE))
     assert (sorted(who.nodes), who.others) == (["10.0.0.1", "10.0.0.2"], 4)
+
+
+# What may happen to a tag, to whom: a pull, a look upstream, time, a write-down.
+happenings = st.lists(
+    st.tuples(
+        st.sampled_from(["pull", "pull", "pull", "seen", "time", "write"]),
+        st.sampled_from(["v1", "v2", "v3"]),
+        st.sampled_from([ONE, TWO]),
+        st.sampled_from(["prod", "edge"]),
+        st.sampled_from(["10.0.0.1", "10.0.0.2", "10.0.0.3", ""]),
+    ),
+    max_size=40,
+)
+Happening = tuple[str, str, Digest, str, str]
+Pull = Callable[[str, str, Digest, str], None]
+
+
+async def live_through(happened: list[Happening], history: History, clock: ManualClock, pull: Pull) -> None:
+    """Let it all happen to `history`, to its end."""
+    for what, tag, digest, cluster, client in happened:
+        match what:
+            case "pull":
+                pull(cluster, tag, digest, client)
+            case "seen":
+                history.seen(REPOSITORY, tag, str(digest))
+            case "time":
+                clock.advance(1.5)
+            case _:
+                await history.write()
+    await history.close()
+
+
+async def written(happened: list[Happening], tallies: bool) -> dict[str, bytes]:
+    """What is in the store when all of it has happened, each pull told by `served`, or by a tally that is kept."""
+    shelf: dict[str, tuple[bytes, float]] = {}
+    clock = ManualClock()
+    history = History(Records(Store(shelf), clock), clock)
+    tally = cache(lambda cluster, tag, digest: history.tally(ask(cluster), tag, digest))
+
+    def pull(cluster: str, tag: str, digest: Digest, client: str) -> None:
+        if tallies:
+            tally(cluster, tag, digest)(client)
+        else:
+            history.served(ask(cluster), tag, digest, client)
+
+    await live_through(happened, history, clock, pull)
+    return {key: raw for key, (raw, _) in shelf.items()}
+
+
+def one_by_one(happened: list[Happening]) -> dict[str, bytes]:
+    """The same, by what is added to what: each pull by itself."""
+    now = ManualClock().now
+    records: dict[str, HistoryRecord] = {}
+    nodes: dict[str, NodesRecord] = {}
+    for what, tag, digest, cluster, client in happened:
+        key, who = history_key(REPOSITORY, tag), nodes_key(REPOSITORY, tag, str(digest))
+        if what == "time":
+            now += 1.5
+        elif what == "pull":
+            served = Served(str(digest), now, now, 1, {cluster: 1}, now)
+            records[key] = merged(records.get(key, HistoryRecord()), [served])
+            nodes[who] = merged_nodes(nodes.get(who, NodesRecord()), {client: Node(cluster, now, now, 1)})
+        elif what == "seen":
+            records[key] = merged(records.get(key, HistoryRecord()), [Served(str(digest), now, now)])
+    return {key: record.dump() for key, record in (records | nodes).items()}
+
+
+def parsed(rows: dict[str, bytes]) -> dict[str, Any]:
+    """Digests that were last seen in the same moment have no order, nor have clusters and nodes."""
+    found = {key: json.loads(raw) for key, raw in rows.items()}
+    return {
+        key: {one["digest"]: one for one in row["digests"]} if "digests" in row else row for key, row in found.items()
+    }
+
+
+@given(happenings)
+async def test_pulls_are_written_as_they_were_told(happened: list[Happening]) -> None:
+    """By `served` and by tallies, over write-downs, until the end: every pull, by cluster and node, with its times."""
+    wanted = one_by_one(happened)
+    for tallies in (False, True):
+        assert parsed(await written(happened, tallies)) == parsed(wanted)
+
+
+@given(happenings)
+async def test_tallies_keep_to_what_may_wait(happened: list[Happening]) -> None:
+    """With more tags and nodes than may wait they write what `served` writes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_MOST_NODES", 2)
+        patch.setattr(module, "_MOST_PENDING", 2)
+        assert await written(happened, True) == await written(happened, False)
+
+
+async def test_a_tally_keeps_nothing_that_was_written(history: History) -> None:
+    """Thousands of them, each with its clients, hold what waits to be written at most."""
+    tally = history.tally(ask(), "v1", ONE)
+    tally("10.0.0.1")
+    await history.write()
+    gc.collect()
+    assert [one for one in gc.get_objects() if isinstance(one, module._News)] == []
+    tally("10.0.0.1")
+    assert (await history.read(REPOSITORY, "v1"))[0].digests[0].pulls == 2
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -16,20 +15,6 @@ EVENT = RequestFinished(
     "192.0.2.1", "prod", "docker.io", "manifest", "GET", "library/nginx", "latest", 200, "hit", "", 1234, 0.1, 0.12345
 )
 LOG = logging.getLogger("pullthrough.test")
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """setup_logging changes what is global in a process."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    loggers = [logging.getLogger(name) for name in ("pullthrough", "pullthrough.access")]
-    levels = [logger.level for logger in loggers]
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for logger, before in zip(loggers, levels, strict=True):
-        logger.setLevel(before)
 
 
 def test_the_access_line_as_text(capsys: pytest.CaptureFixture[str]) -> None:
