@@ -89,7 +89,7 @@ class Application:
         self._clock = clock
         self._place = place
         self._metrics = Metrics(machine=place is None)
-        self._tallies = Tallies(self._metrics)
+        self.tallies = Tallies(self._metrics)
         self._stack = contextlib.AsyncExitStack()
         self._draining = False
         self._refusals = Refusals(self._tell, clock)
@@ -247,8 +247,8 @@ class Application:
     def _tell_the_rest(self) -> None:
         """Have what is told in batches told in time, and at the end, when the listeners are closed."""
         self._stack.callback(flush_logging)
-        self._stack.callback(self._tallies.flush)
-        flushing = asyncio.create_task(self._tallies.flush_now_and_then(), name="tallies")
+        self._stack.callback(self.tallies.flush)
+        flushing = asyncio.create_task(self.tallies.flush_now_and_then(), name="tallies")
         self._stack.push_async_callback(end_task, flushing)
 
     async def _usage(self) -> Usage | None:

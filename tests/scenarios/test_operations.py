@@ -13,6 +13,7 @@ from proxy.app import Application, StartError
 from proxy.server.listener import ListenError
 from proxy.settings import Settings
 from proxy.storage.base import StorageError
+from proxy.telemetry.events import RequestFinished
 from proxy.telemetry.logs import flush_logging, setup_logging
 from tests.fakes.content import digest_of, make_image, random_bytes
 from tests.fakes.proxy import Proxy, running
@@ -134,3 +135,39 @@ async def test_the_access_line(proxy: Proxy, registry: FakeRegistry, capsys: pyt
     wanted = {"cluster", "registry", "repository", "reference", "status", "cache", "bytes", "seconds"}
     assert all(wanted <= line.keys() for line in lines)
     assert (lines[1]["reference"], lines[1]["bytes"]) == ("v1", len(image.manifest))
+
+
+async def test_what_is_tallied_is_read_at_once(proxy: Proxy, registry: FakeRegistry) -> None:
+    """Requests that were counted in a batch are in the next page of metrics, and in the hit ratio."""
+    event = RequestFinished(
+        "", "default", "registry.test", "blob", "GET", "team/app", "v1", 200, "hit", "", 5_000_000, 0.0, 0.0
+    )
+    sent = 'pullthrough_client_bytes_total{cache="hit",cluster="default",kind="blob",registry="registry.test"}'
+    tally = proxy.application.tallies.of(event)
+    for count in (1, 2):
+        tally.add("192.0.2.1", 0.0001)
+        assert await proxy.metric(sent) == count * 5_000_000
+    tally.add("192.0.2.1", 0.0001)
+    _, text = await admin(proxy, "/api/v1/stats")
+    (cluster,) = json.loads(text)["clusters"]
+    assert "15000000" in json.dumps(cluster)
+
+
+async def test_the_end_tells_what_was_tallied(
+    settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither counts nor access lines are lost."""
+    root, handlers, level = logging.getLogger(), list(logging.getLogger().handlers), logging.getLogger().level
+    setup_logging("info", "text", True)
+    try:
+        async with running(settings()) as proxy:
+            event = RequestFinished("", "default", "", "ping", "GET", "", "", 200, "pass", "", 2, 0.0, 0.0)
+            proxy.application.tallies.of(event).add("192.0.2.1", 0.0001)
+            metrics = proxy.application._metrics
+            assert b'kind="ping"' not in metrics.render()
+            assert "kind=ping" not in capsys.readouterr().err
+        assert b'kind="ping"' in metrics.render()
+        assert "kind=ping" in capsys.readouterr().err
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -242,6 +243,24 @@ async def test_connections_queued_at_a_worker_that_is_killed(shared: Fleet) -> N
 
 
 # The end of all.
+
+
+async def test_every_request_has_its_line_when_both_have_ended(config: WriteConfig) -> None:
+    """Whole lines, one a request, though each worker writes them in batches to a log that both share."""
+    async with fleet(config(log={"access": True})) as proxy:
+        workers = proxy.workers()
+        for _ in range(100):
+            assert (await proxy.get("/v2/")).status == 200
+        for worker in workers:
+            reader = await proxy.reader_at(worker, "/v2/")
+            await reader.head()
+            reader.leave()
+        proxy.program.signal(signal.SIGTERM)
+        assert await proxy.program.exit() == 0
+        lines = [line for line in proxy.program.lines if "pullthrough.access" in line]
+        served = re.compile(r"\S+Z info pullthrough\.access: client=127\.0\.0\.1 .* status=200 .*seconds=[\d.]+")
+        assert all(served.fullmatch(line) for line in lines)
+        assert len(lines) == 102
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -1,5 +1,6 @@
 """The metrics of several processes are one page: added up, kept when one of them ends."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -33,15 +34,34 @@ for line in sys.stdin:
     ))
     print("counted", flush=True)
 """
+# Tallies one request a line, and only then says so; others read what it counted.
+TALLYING_WORKER = """
+import asyncio, sys
+from proxy.telemetry.events import RequestFinished
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.shared import share_metrics
+from proxy.telemetry.tallies import Tallies
+
+async def main():
+    share_metrics(int(sys.argv[1]))
+    tallies = Tallies(Metrics(machine=False))
+    flushing = asyncio.create_task(tallies.flush_now_and_then())
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        event = RequestFinished("", "default", "docker.io", "blob", "GET", "a", "b", 200, "hit", "", int(line), 0, 0)
+        tallies.of(event).add("192.0.2.1", 0.004)
+        print("counted", flush=True)
+
+asyncio.run(main())
+"""
 SENT = 'pullthrough_client_bytes_total{cache="hit",cluster="default",kind="blob",registry="docker.io"}'
 
 
 class Worker:
     """A process that counts."""
 
-    def __init__(self, directory: Path, number: int) -> None:
+    def __init__(self, directory: Path, number: int, program: str = WORKER) -> None:
         environment = dict(os.environ) | {"PROMETHEUS_MULTIPROC_DIR": str(directory)}
-        command = (sys.executable, "-c", WORKER, str(number))
+        command = (sys.executable, "-c", program, str(number))
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
         self.number = number
@@ -60,9 +80,9 @@ class Worker:
 
 
 @contextmanager
-def workers(directory: Path, count: int) -> Iterator[list[Worker]]:
+def workers(directory: Path, count: int, program: str = WORKER) -> Iterator[list[Worker]]:
     """So many processes; killed in the end."""
-    made = [Worker(directory, number) for number in range(count)]
+    made = [Worker(directory, number, program) for number in range(count)]
     try:
         yield made
     finally:
@@ -94,6 +114,19 @@ def test_counters_are_added_up_and_do_not_go_down(tmp_path: Path) -> None:
         assert {name: before[name] for name in counters} == {name: values(metrics)[name] for name in counters}
         late.count(1000)
         assert (values(metrics)[upstream], values(metrics)[seconds]) == (1123, 4)
+
+
+async def test_tallies_are_seen_by_the_supervisor(tmp_path: Path) -> None:
+    """Those of all workers, by themselves and within moments: nobody tells workers that they are read."""
+    metrics = SharedMetrics(tmp_path)
+    with workers(tmp_path, 2, TALLYING_WORKER) as (one, other):
+        for worker, count in ((one, 100), (other, 20), (one, 3)):
+            worker.count(count)
+        async with asyncio.timeout(20):
+            while (await asyncio.to_thread(values, metrics)).get(SENT) != 123:
+                pass
+        found = await asyncio.to_thread(values, metrics)
+        assert found['pullthrough_request_seconds_count{cache="hit",kind="blob"}'] == 3
 
 
 def test_gauges_are_of_those_that_live(tmp_path: Path) -> None:
