@@ -210,6 +210,35 @@ async def test_threads_lose_nothing(handler: BatchHandler, stream: Stream) -> No
     assert found == {"0": list(range(3000)), "1": list(range(300)), "2": list(range(300))}
 
 
+def test_what_waits_is_touched_by_one_thread_at_a_time(handler: BatchHandler, stream: Stream) -> None:
+    """Otherwise a line that comes between the writing of a batch and its end would be lost, once in a year."""
+    free: list[bool] = []
+
+    def try_lock() -> None:
+        assert handler.lock is not None
+        free.append(handler.lock.acquire(blocking=False))
+
+    def look() -> None:
+        thread = threading.Thread(target=try_lock)
+        thread.start()
+        thread.join()
+
+    class Lines(list[str]):
+        def append(self, line: str) -> None:
+            look()
+            super().append(line)
+
+        def clear(self) -> None:
+            look()
+            super().clear()
+
+    handler._lines = Lines()
+    handler.write_later("one\n")
+    handler.handle(record("two"))
+    assert len(free) >= 4
+    assert not any(free)
+
+
 def test_the_time_is_that_of_the_line() -> None:
     """To the millisecond, however many lines one has."""
     clock = iter([1_700_000_000_000_999_999, 1_700_000_000_000_000_000, 1_700_000_000_001_000_000])
