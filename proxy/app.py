@@ -30,6 +30,7 @@ from proxy.operating import Operating
 from proxy.policy.registry import Registries
 from proxy.server.admin import Admin
 from proxy.server.admin_access import AdminAccess
+from proxy.server.answers import Answers
 from proxy.server.api import ApiRequest, ApiResponse
 from proxy.server.gate import Gate
 from proxy.server.handlers import Handlers
@@ -44,6 +45,7 @@ from proxy.storage.directory import CacheDirectory, open_directory
 from proxy.storage.disk import DiskBlobs
 from proxy.storage.eviction import Policy
 from proxy.storage.metadata import DiskcacheMetadata
+from proxy.storage.remembered import Remembered
 from proxy.telemetry.events import Event, RequestFinished, Tell
 from proxy.telemetry.lag import watch_loop_lag
 from proxy.telemetry.logs import flush_logging, log_access, setup_logging
@@ -111,7 +113,7 @@ class Application:
         """
         try:
             house = await self._house()
-            handlers = self._handlers = Handlers(house, self._tell, self._refusals)
+            handlers = self._handlers = Handlers(house, self._tell, self._refusals, self.tallies)
             assert self._store is not None  # noqa: S101 - opened with the house
             self._operating = Operating(
                 handlers, self._records, self._store, self._learnt, self._clock, self._place is not None
@@ -140,8 +142,10 @@ class Application:
         self._settings = settings
         self._handlers.house = replace(
             self._handlers.house, settings=settings, registries=Registries.of(settings.upstreams),
-            lifetimes=lifetimes_table(settings), paces=paces(settings.clusters, self._handlers.house.paces),
+            answers=Answers(settings, self._clock), lifetimes=lifetimes_table(settings),
+            paces=paces(settings.clusters, self._handlers.house.paces),
         )  # fmt: skip
+        self._remembered.limit(settings.cache.memory // 2)
         self._gate.limits, self._gate.trusted = settings.limits, settings.trusted_proxies
         if settings.log != old.log:
             setup_logging(settings.log.level, settings.log.format, settings.log.access)
@@ -189,10 +193,11 @@ class Application:
         metadata = DiskcacheMetadata(directory.metadata)
         self._stack.push_async_callback(metadata.close)
         await metadata.open()
+        self._remembered = Remembered(metadata, settings.cache.memory // 2)
         upstreams, circuits, budgets = self._upstreams, self._learnt.circuits, self._learnt.budgets
         self._stack.push_async_callback(upstreams.close)
         upstreams.replace(await self._started(settings))
-        records = Records(metadata, clock)
+        records = Records(self._remembered, clock)
         self._records = records
         rights = Rights(records, clock)
         history = History(records, clock)
@@ -206,7 +211,7 @@ class Application:
             self._stack.push_async_callback(room.close)
         return House(
             settings, Registries.of(settings.upstreams), lifetimes_table(settings), upstreams, manifests, blobs, lists,
-            changes, history, directory.key, tell, paces(settings.clusters, {}),
+            changes, history, directory.key, Answers(settings, clock), tell, paces(settings.clusters, {}),
         )  # fmt: skip
 
     async def _started(self, settings: Settings) -> dict[str, Upstream]:
@@ -238,8 +243,9 @@ class Application:
         for position, listen in enumerate(self._settings.listen):
             sockets = self._place.sockets[position] if self._place is not None else ()
             listener = Listener(
-                listen.address, partial(handlers.handle, listen.address), self._gate, sockets, listen.tls
-            )
+                listen.address, partial(handlers.handle, listen.address), self._gate, sockets, listen.tls,
+                lambda: handlers.house.answers,
+            )  # fmt: skip
             self._stack.push_async_callback(listener.close)
             await listener.start()
             self.listeners.append(listener)

@@ -20,7 +20,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal, Proof, proof_counts
 from proxy.policy.freshness import Lifetimes
-from proxy.storage.base import MetadataStore, StorageError, User
+from proxy.storage.base import MetadataStore, Stamp, StorageError, User
 
 _log = logging.getLogger("pullthrough.cache")
 
@@ -67,6 +67,10 @@ class Records:
         self._last_logged = 0.0
         # What was kept on lately, and when.
         self._kept_on: dict[str, float] = {}
+
+    def stamp(self, *keys: str) -> Stamp:
+        """See `MetadataStore.stamp`."""
+        return self._store.stamp(*keys)
 
     async def get(self, *keys: str) -> list[bytes | None]:
         """The values of `keys`; None for what is absent or cannot be read."""

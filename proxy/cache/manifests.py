@@ -16,7 +16,7 @@ from proxy.cache.ask import Ask, Clock, Records, Rights
 from proxy.cache.attempts import Attempt, Attempts
 from proxy.cache.checks import Checks, Outcome, is_ahead
 from proxy.cache.circuits import Circuits
-from proxy.cache.known import Knowledge, Known
+from proxy.cache.known import Both, Knowledge, Known, Lasting
 from proxy.cache.missing import KnownMissing
 from proxy.cache.origin import Content, ManifestOrigin, PullKept
 from proxy.cache.records import HoldRecord, TagRecord, manifest_key, member_key, tag_key
@@ -32,10 +32,14 @@ from proxy.upstream.errors import LeftAlone, UpstreamFailure, UpstreamMissing
 
 @dataclass(frozen=True, slots=True)
 class ManifestAnswer:
-    """A manifest for a client; `body` is None where only its head was asked for."""
+    """A manifest for a client; `body` is None where only its head was asked for.
+
+    `lasting`: for how long the same may be answered without looking; None where it may not.
+    """
 
     content: Content
     verdict: Verdict
+    lasting: Lasting | None = None
 
 
 class Manifests:
@@ -80,7 +84,8 @@ class Manifests:
     async def _by_digest(self, ask: Ask, digest: Digest, want_body: bool) -> ManifestAnswer:
         known, now = await self._knowledge.of_digest(ask, digest, want_body), self._clock()
         if known.content is not None and known.is_good(ask, now):
-            return self._known_digest(ask, known, known.content)
+            answer = self._known_digest(ask, known, known.content)
+            return replace(answer, lasting=known.lasting(ask, None))
         usable = known.is_usable(ask, now)
         key = ("digest", ask.principal.limited_as, ask.repository, digest, want_body)
         try:
@@ -114,12 +119,13 @@ class Manifests:
     async def _by_tag(self, ask: Ask, tag: str, want_body: bool) -> ManifestAnswer:
         known, now = await self._knowledge.of_tag(ask, tag, want_body), self._clock()
         if known.hold is not None:
-            return await self._held_answer(ask, tag, known.hold, known.record, want_body)
+            return await self._held_answer(ask, tag, known, known.hold, want_body)
         if known.record is not None and known.content is not None and known.is_good(ask, now):
             if is_ahead(ask, tag, known.record, now):
                 check = partial(self._checks.tag, ask, tag, False, ahead=True)
                 await self._attempts.ahead(ask, tag, self._tag_key(ask, tag, False), self._by_its_times(ask, check))
-            return self._tag_answer(ask, tag, Outcome(known.content, CacheState.HIT, known.record))
+            answer = self._tag_answer(ask, tag, Outcome(known.content, CacheState.HIT, known.record))
+            return replace(answer, lasting=known.lasting(ask, tag))
         if (kept := self._checks.kept_back(ask, tag, known)) is not None:
             return self._tag_answer(ask, tag, kept)
         usable = known.freshness is not Freshness.EXPIRED and known.is_usable(ask, now)
@@ -197,14 +203,15 @@ class Manifests:
 
     # Answers.
 
-    async def _held_answer(
-        self, ask: Ask, tag: str, hold: HoldRecord, record: TagRecord | None, want_body: bool
-    ) -> ManifestAnswer:
-        answer = await self._by_digest(ask, Digest.parse(hold.digest), want_body)
+    async def _held_answer(self, ask: Ask, tag: str, known: Known, hold: HoldRecord, want_body: bool) -> ManifestAnswer:
+        record, answer = known.record, await self._by_digest(ask, Digest.parse(hold.digest), want_body)
         warning = f"{tag} is held at this digest by an operator"
         if record is not None and (upstream := record.upstream_digest or record.digest) != hold.digest:
             warning += f"; upstream it is {upstream}"
-        return replace(answer, verdict=replace(answer.verdict, detail="held", warning=warning))
+        verdict, lasting = replace(answer.verdict, detail="held", warning=warning), answer.lasting
+        if lasting is not None:
+            lasting = replace(lasting, stamp=Both(known.stamp, lasting.stamp))
+        return ManifestAnswer(answer.content, verdict, lasting)
 
     def _tag_answer(self, ask: Ask, tag: str, outcome: Outcome, attempted: bool = False) -> ManifestAnswer:
         record = outcome.record

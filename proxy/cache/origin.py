@@ -7,7 +7,7 @@ membership. What comes back to the credential, bytes or a refusal, is nobody's p
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -82,20 +82,22 @@ class ManifestOrigin:
         Raises UpstreamError; WrongDigest for other bytes; PullKept where none may be spent on what is `wanted`.
         """
         registry = ask.repository.registry
-        with self._budgets.pull(registry, ask.principal, wanted) as allowed:
-            if not allowed:
+        with self._budgets.pull(registry, ask.principal, wanted) as answered:
+            if answered is None:
                 raise PullKept("429", f"{registry}: the pulls that are left are kept for images that are not cached")
             if ask.principal.pulls_as is not None:
-                return await self._get_lent(ask, reference, ask.principal.pulls_as)
-            return await self._get(ask, reference)
+                return await self._get_lent(ask, reference, ask.principal.pulls_as, answered)
+            return await self._get(ask, reference, answered)
 
-    async def _get(self, ask: Ask, reference: TagOrDigest) -> Content:
+    async def _get(self, ask: Ask, reference: TagOrDigest, answered: Callable[[], None] | None = None) -> Content:
         generation = await self._records.generation(ask.repository)
-        content = await self._read(ask, reference)
+        content = await self._read(ask, reference, answered)
         member = await self._rights.grant(ask, content.digest, content.media_type, content.size, generation)
         return replace(content, at=member.at)
 
-    async def _get_lent(self, ask: Ask, reference: TagOrDigest, lender: Principal) -> Content:
+    async def _get_lent(
+        self, ask: Ask, reference: TagOrDigest, lender: Principal, answered: Callable[[], None]
+    ) -> Content:
         """With the credential of `lender`; without, where that is of no use."""
         if not isinstance(reference, Digest) or not await self._rights.has(ask, reference):
             named = await self.head(ask, reference)
@@ -105,7 +107,7 @@ class ManifestOrigin:
             reference = named.digest
         generation = await self._records.generation(ask.repository)
         try:
-            content = await self._read(replace(ask, principal=lender), reference)
+            content = await self._read(replace(ask, principal=lender), reference, answered)
         except (UpstreamRefused, UpstreamMissing, UpstreamRejected) as error:
             self._say_useless(ask, error)
         except UpstreamFailure as error:
@@ -118,8 +120,10 @@ class ManifestOrigin:
             return replace(content, at=member.at)
         return await self._get(ask, reference)
 
-    async def _read(self, ask: Ask, reference: TagOrDigest) -> Content:
+    async def _read(self, ask: Ask, reference: TagOrDigest, answered: Callable[[], None] | None) -> Content:
         async with self._request(ask, reference, "GET") as reply:
+            if answered is not None:
+                answered()
             self._tell(UpstreamPulled(ask.repository.registry, ask.cluster))
             content = await read_manifest(ask, reference, reply, self._tell)
         await self._records.put({manifest_key(content.digest): content.body or b""})

@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 
 from proxy.cache.ask import Ask
-from proxy.policy.access import Proof, proof_counts, proof_counts_in_outage, proof_counts_when_deleted
+from proxy.policy.access import (
+    Proof,
+    proof_counts,
+    proof_counts_in_outage,
+    proof_counts_when_deleted,
+    proof_ends,
+)
 from proxy.policy.freshness import Freshness
 
 
@@ -17,6 +23,10 @@ class Standing:
     def is_proved(self, ask: Ask, now: float) -> bool:
         """Is it known without asking that `ask` may read the repository?"""
         return proof_counts(self.proof, ask.principal, now, ask.lifetimes)
+
+    def proved_until(self, ask: Ask) -> float | None:
+        """When `is_proved` ends if nothing changes (Unix seconds); None without a proof."""
+        return proof_ends(self.proof, ask.principal, ask.lifetimes)
 
     def counts(self, ask: Ask, now: float) -> bool:
         """Is the right to the content good without asking?"""

@@ -94,6 +94,14 @@ def proof_counts(proof: Proof | None, principal: Principal, now: float, lifetime
     return abs(now - proof.at) < lifetimes.proof_ttl
 
 
+def proof_ends(proof: Proof | None, principal: Principal, lifetimes: Lifetimes) -> float | None:
+    """When it stops being good without asking (Unix seconds); None where there is none."""
+    if proof is None:
+        return None
+    end = proof.at + lifetimes.proof_ttl
+    return end if principal.expires is None else min(end, principal.expires)
+
+
 def proof_counts_in_outage(proof: Proof | None, principal: Principal, now: float, lifetimes: Lifetimes) -> bool:
     """Is it good while the upstream cannot be asked? A refusal has ended it before; only age is left to judge."""
     if lifetimes.strict_proofs:

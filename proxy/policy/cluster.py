@@ -45,7 +45,7 @@ def client_address(peer: str, forwarded_for: str, trusted: Sequence[Network]) ->
     """
     address = parse_ip(peer)
     for claimed in reversed(forwarded_for.split(",") if forwarded_for else []):
-        if address is None or not _within(address, trusted):
+        if address is None or not is_within(address, trusted):
             break
         # Some load balancers append the client's port.
         claim = parse_ip(claimed) or parse_ip(host_without_port(claimed.strip()))
@@ -79,7 +79,7 @@ def check_repository(cluster: ClusterSettings, repository: Repository) -> None:
 
 
 def _fits(match: MatchSettings, client: Client) -> bool:
-    if match.networks and (client.address is None or not _within(client.address, match.networks)):
+    if match.networks and (client.address is None or not is_within(client.address, match.networks)):
         return False
     if match.hosts and not {client.host, host_without_port(client.host)} & {host.lower() for host in match.hosts}:
         return False
@@ -93,5 +93,15 @@ def _named(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) if "://" in name else fnmatchcase(name.lower(), pattern.lower())
 
 
-def _within(address: IPAddress, networks: Sequence[Network]) -> bool:
+def networks_around(clusters: Sequence[ClusterSettings], address: IPAddress | None) -> tuple[bool, ...]:
+    """For each cluster whether its networks, if it names any, have the address."""
+    return tuple(
+        address is not None and is_within(address, cluster.match.networks)
+        for cluster in clusters
+        if cluster.match is not None and cluster.match.networks
+    )
+
+
+def is_within(address: IPAddress, networks: Sequence[Network]) -> bool:
+    """Is it in one of them?"""
     return any(address in network for network in networks if network.version == address.version)

@@ -70,7 +70,11 @@ class Lifetimes:
 
     def is_ahead(self, repository: str, tag: str, age: float) -> bool:
         """Is a fresh tag, last checked `age` seconds ago, so near its end that it may be refreshed before it?"""
-        return self.refresh_ahead > 0 and age >= self.ttl_of(repository, tag) * (1 - self.refresh_ahead)
+        return self.refresh_ahead > 0 and age >= self.fresh_for(repository, tag)
+
+    def fresh_for(self, repository: str, tag: str) -> float:
+        """For how many seconds after a check nothing is done about a tag, neither at its end nor ahead of it."""
+        return self.ttl_of(repository, tag) * (1 - self.refresh_ahead)
 
     def freshness_of(self, checked: float, now: float, ttl: float) -> "Freshness":
         """See `freshness`. Where nobody can be asked nothing ends."""

@@ -45,12 +45,14 @@ _TOO_MANY_HEADERS = "Too many headers received"
 class Connection(RequestHandler):
     """See above. `gate` is what it shares with the others."""
 
-    __slots__ = ("_body", "_gate", "_head_bytes", "_peer", "_send_timer", "_timer", "_trailer_bytes")
+    __slots__ = ("_body", "_gate", "_head_bytes", "_peer", "_refused", "_send_timer", "_timer", "_trailer_bytes")
 
     def __init__(self, manager: web.Server, gate: Gate, **options: Any) -> None:
         limits = gate.limits
         self._gate = gate
         self._peer = ""
+        # It may not stay, whatever it asks.
+        self._refused = False
         # Runs before the first head, while one comes, and when the connection ends.
         self._timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
@@ -84,6 +86,7 @@ class Connection(RequestHandler):
             return
         if excess is not None:
             # An answer that came before the request would be nobody's.
+            self._refused = True
             self._request_handler = _Refusing(excess)
             self._within(_LAST_WORD, self._head_late)
 

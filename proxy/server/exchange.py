@@ -1,11 +1,13 @@
 """One request and what becomes of it, as it walks from the listener to the access line."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from proxy.cache.ask import Ask
+from proxy.cache.known import Lasting
 from proxy.oci.route import Route
 from proxy.policy.cluster import Client
 from proxy.policy.freshness import CacheState, Verdict
@@ -18,6 +20,17 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 
 # What the access line says of a client that left before it was sent a head (nginx's number for it).
 CLIENT_LEFT = 499
+
+
+@dataclass(frozen=True, slots=True)
+class Repeatable:
+    """An answer that may be given again: `headers` are those that do not depend on the time."""
+
+    registry: str
+    verdict: Verdict
+    lasting: Lasting
+    headers: Mapping[str, str]
+    body: bytes
 
 
 @dataclass(slots=True)
@@ -49,6 +62,8 @@ class Exchange:
     # What paces its body, where anything does, and which limit it met.
     pace: Pace | None = None
     refusal: Reason | None = None
+    # What may be given again to whoever asks the same.
+    repeatable: Repeatable | None = None
     # A refusal asks the client for user and password, whatever the upstream's own challenge is.
     takes_basic: bool = False
 

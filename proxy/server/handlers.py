@@ -6,20 +6,23 @@ Each step either adds to the exchange or raises; `respond` turns what was raised
 import asyncio
 import logging
 from itertools import chain
-from typing import assert_never
+from typing import assert_never, cast
 
 from aiohttp import web
 
 from proxy.cache.ask import Ask
 from proxy.cache.download import Uncacheable
+from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
 from proxy.oci.route import BlobRoute, ManifestRoute, Ping, PushRoute, ReferrersRoute, TagsRoute, parse_route
 from proxy.policy.access import is_empty_authorization, takes_basic
 from proxy.policy.cluster import Client, check_repository, client_address, select_cluster
 from proxy.policy.registry import Asked, choose_repository
 from proxy.server import passing
+from proxy.server.answers import Answer, Answers, Question, Ready, question, size_of
 from proxy.server.body import cut, send_head, send_source
-from proxy.server.exchange import Exchange
+from proxy.server.exchange import Exchange, Repeatable
+from proxy.server.fast import FastConnection
 from proxy.server.house import House
 from proxy.server.lists import answer_list
 from proxy.server.pace import Pace
@@ -27,8 +30,9 @@ from proxy.server.push import body_limit, forward_push
 from proxy.server.refusals import Refusals, Refused, body_too_large, header_too_large
 from proxy.server.respond import BASIC_CHALLENGE, EVERY_ANSWER, error_response, oci_error, state_headers
 from proxy.server.tls import TLSConnection, certificate_names
-from proxy.settings import Address, ClusterSettings
-from proxy.telemetry.events import Tell
+from proxy.settings import Address, ClusterSettings, LimitSettings
+from proxy.telemetry.events import RequestFinished, Tell
+from proxy.telemetry.tallies import Tallies
 
 _log = logging.getLogger("pullthrough.server")
 
@@ -40,10 +44,11 @@ _BLOB_TYPE = "application/octet-stream"
 class Handlers:
     """Answers requests of the distribution API. `house` may be replaced by another one; requests keep theirs."""
 
-    def __init__(self, house: House, tell: Tell, refusals: Refusals) -> None:
+    def __init__(self, house: House, tell: Tell, refusals: Refusals, tallies: Tallies) -> None:
         self.house = house
         self._tell = tell
         self._refusals = refusals
+        self._tallies = tallies
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -55,8 +60,11 @@ class Handlers:
     async def handle(self, listener: Address, request: web.BaseRequest) -> web.StreamResponse:
         """Answer `request`, which came in at `listener`; tell of it when it is over."""
         loop = asyncio.get_running_loop()
-        limits = self.house.settings.limits
-        exchange = Exchange(request, _client(self.house, listener, request), loop.time(), limits)
+        began, house, limits = loop.time(), self.house, self.house.settings.limits
+        key = _question(house.answers, request, limits)
+        if key is not None and (ready := _ready(house.answers, request, key, began)) is not None:
+            return ready
+        exchange = Exchange(request, _client(house, listener, request), began, limits)
         self._active += 1
         self._idle.clear()
         try:
@@ -67,7 +75,23 @@ class Handlers:
                 self._idle.set()
             if exchange.refusal is not None:
                 self._refusals.add(exchange.refusal, exchange.client.address)
-            self._tell(exchange.finished(loop.time()))
+            finished = exchange.finished(loop.time())
+            self._tell(finished)
+            if key is not None and exchange.repeatable is not None:
+                self._keep(house, key, exchange, finished)
+
+    def _keep(self, house: House, key: Question, exchange: Exchange, finished: RequestFinished) -> None:
+        """What was answered may be answered again."""
+        ask, route, connection = exchange.ask, exchange.route, exchange.request.protocol
+        assert ask is not None and exchange.repeatable is not None  # noqa: S101 - it was answered
+        given = None
+        if isinstance(route, ManifestRoute) and isinstance(route.reference, str):
+            digest = Digest.parse(exchange.repeatable.headers["Docker-Content-Digest"])
+            given = house.history.tally(ask, route.reference, digest)
+        answer = Answer(exchange.repeatable, self._tallies.of(finished), given, house.answers.clock())
+        house.answers.keep(key, answer, size_of(key))
+        if isinstance(connection, FastConnection):
+            connection.keep(house.answers, answer)
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
         try:
@@ -96,8 +120,7 @@ class Handlers:
 
     async def _walk(self, exchange: Exchange) -> web.StreamResponse:
         request, house = exchange.request, self.house
-        if sum(map(len, chain.from_iterable(request.raw_headers))) > exchange.limits.max_header_size:
-            # Single headers, and how many they are, aiohttp looks at.
+        if _header_size(request) > exchange.limits.max_header_size:
             raise header_too_large(exchange.limits.max_header_size)
         cluster = select_cluster(house.settings.clusters, exchange.client)
         if cluster is None:
@@ -146,10 +169,17 @@ class Handlers:
         content = answer.content
         if isinstance(route.reference, str):
             self.house.history.served(ask, route.reference, content.digest, str(exchange.client.address or ""))
-        headers = state_headers(exchange, answer.verdict)
+        headers, described = state_headers(exchange, answer.verdict), passing.manifest_headers(content)
+        if (
+            answer.lasting is not None
+            and exchange.cluster is not None
+            and exchange.cluster.name not in self.house.paces
+        ):
+            body = (content.body or b"") if wants_body else b""
+            exchange.repeatable = Repeatable(exchange.registry, answer.verdict, answer.lasting, described, body)
         if content.body is None or not wants_body:
-            return await _head_only(exchange, headers | passing.manifest_headers(content))
-        return passing.manifest_response(content, headers)
+            return await _head_only(exchange, headers | described)
+        return web.Response(body=content.body, headers=headers | described)
 
     async def _blob(self, exchange: Exchange, ask: Ask, route: BlobRoute) -> web.StreamResponse:
         assert exchange.cluster is not None  # noqa: S101 - chosen before the registry
@@ -235,6 +265,29 @@ def _range_header(request: web.BaseRequest, route: BlobRoute) -> str | None:
     if condition is not None and condition.strip() != f'"{route.digest}"':
         return None
     return request.headers.get("Range")
+
+
+def _question(answers: Answers, request: web.BaseRequest, limits: LimitSettings) -> Question | None:
+    connection = request.protocol
+    if not isinstance(connection, FastConnection) or _header_size(request) > limits.max_header_size:
+        return None
+    entrance = connection.entrance(answers)
+    return question(entrance, request) if entrance is not None else None
+
+
+def _ready(answers: Answers, request: web.BaseRequest, key: Question, began: float) -> web.StreamResponse | None:
+    """The answer from memory, if there is one."""
+    connection, now = request.protocol, answers.clock()
+    answer = answers.find(key, now)
+    if answer is None or not isinstance(connection, FastConnection):
+        return None
+    connection.keep(answers, answer)
+    return cast(web.StreamResponse, Ready(answer, answer.head(now), connection.client, began))
+
+
+def _header_size(request: web.BaseRequest) -> int:
+    """Bytes of all of them together. Single ones, and how many they are, aiohttp looks at."""
+    return sum(map(len, chain.from_iterable(request.raw_headers)))
 
 
 def _client(house: House, listener: Address, request: web.BaseRequest) -> Client:

@@ -21,6 +21,7 @@ from proxy.policy.access import (
 )
 from proxy.policy.freshness import Lifetimes, lifetimes_of, side_by_side
 from proxy.policy.registry import Registries
+from proxy.server.answers import Answers
 from proxy.server.pace import Pace
 from proxy.settings import BACKGROUND, ClusterSettings, Settings
 from proxy.telemetry.events import Tell, silent
@@ -41,6 +42,7 @@ class House:
     changes: Changes
     history: History
     key: bytes
+    answers: Answers
     tell: Tell = silent
     # Of the clusters that have limits.
     paces: Mapping[str, Pace] = field(default_factory=dict)

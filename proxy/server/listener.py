@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from proxy.server.connection import Connection
+from proxy.server.fast import FastConnection, Table
 from proxy.server.gate import Gate
 from proxy.server.tls import HANDSHAKE_TIMEOUT, SHUTDOWN_TIMEOUT, ListenerTLS, TLSError
 from proxy.settings import Address, TLSSettings
@@ -24,12 +25,18 @@ class ListenError(Exception):
 
 
 class _Server(web.Server):
-    def __init__(self, handler: Handler, gate: Gate, **options: Any) -> None:
+    def __init__(
+        self, handler: Handler, gate: Gate, address: Address, table: Table | None = None, **options: Any
+    ) -> None:
         super().__init__(handler, **options)
         self._gate = gate
+        self._address = address
+        self._table = table
 
     def __call__(self) -> RequestHandler:
-        return Connection(self, self._gate, loop=self._loop, **self._kwargs)
+        if self._table is None:
+            return Connection(self, self._gate, loop=self._loop, **self._kwargs)
+        return FastConnection(self, self._gate, self._address, self._table, loop=self._loop, **self._kwargs)
 
 
 class Listener:
@@ -42,14 +49,18 @@ class Listener:
         gate: Gate,
         sockets: Sequence[socket.socket] = (),
         tls: TLSSettings | None = None,
+        table: Table | None = None,
     ) -> None:
-        """`sockets`: those that listen on `address` already; without any, it makes its own."""
+        """`sockets`: those that listen on `address` already; without any, it makes its own.
+
+        `table` gives that of the answers that are ready, where there is one.
+        """
         self.address = address
         self._sockets = sockets
         self._servers: list[asyncio.Server] = []
         self._tls = ListenerTLS(address, tls) if tls is not None else None
         # Whoever closes a listener has waited for its bodies already; what still runs then is cut.
-        self._runner = web.ServerRunner(_server(handler, gate), shutdown_timeout=_CUT_AFTER)
+        self._runner = web.ServerRunner(_server(handler, gate, address, table), shutdown_timeout=_CUT_AFTER)
 
     async def start(self) -> None:
         """Listen. Raises ListenError. With port 0 the system chooses one; `address` then has it."""
@@ -92,8 +103,8 @@ class Listener:
         return self._runner.server()
 
 
-def _server(handler: Handler, gate: Gate) -> _Server:
+def _server(handler: Handler, gate: Gate, address: Address, table: Table | None) -> _Server:
     # No access log of aiohttp's (telemetry has its own), and bodies of requests are never decompressed for anyone.
     # A handler whose client left is cancelled: it must not wait on, as a reader that nobody serves.
     options: dict[str, Any] = {"access_log": None, "auto_decompress": False, "handler_cancellation": True}
-    return _Server(handler, gate, loop=asyncio.get_running_loop(), **options)
+    return _Server(handler, gate, address, table, loop=asyncio.get_running_loop(), **options)

@@ -96,11 +96,6 @@ async def send_rest(
         raise cut(exchange, str(error)) from error
 
 
-def manifest_response(content: Content, headers: dict[str, str]) -> web.Response:
-    """A manifest with its body."""
-    return web.Response(body=content.body, headers=headers | manifest_headers(content))
-
-
 def manifest_headers(content: Content) -> dict[str, str]:
     """What every answer with a manifest, or its head, carries."""
     return {

@@ -125,17 +125,23 @@ def _failure(error: UpstreamFailure, registry: str, kind: str) -> OCIError:
 
 def common_headers(exchange: Exchange) -> dict[str, str]:
     """What every answer about a registry carries (distribution-spec, "Registry proxying")."""
-    headers = dict(EVERY_ANSWER)
-    if exchange.registry:
-        headers["OCI-Namespace"] = exchange.registry
-    return headers
+    return _common(exchange.registry)
+
+
+def _common(registry: str) -> dict[str, str]:
+    return {**EVERY_ANSWER, "OCI-Namespace": registry} if registry else dict(EVERY_ANSWER)
 
 
 def state_headers(exchange: Exchange, verdict: Verdict) -> dict[str, str]:
-    """`Age`, `Cache-Status` and `Warning` of an answer; the exchange learns the state for its metrics and log line."""
+    """See `answer_headers`; the exchange learns the state for its metrics and log line."""
     exchange.state, exchange.verdict = verdict.state, verdict
     exchange.detail = verdict.detail or ""
-    headers = common_headers(exchange) | {"Cache-Status": cache_status(verdict)}
+    return answer_headers(exchange.registry, verdict)
+
+
+def answer_headers(registry: str, verdict: Verdict) -> dict[str, str]:
+    """`Age`, `Cache-Status` and `Warning` of an answer, and what every answer about a registry carries."""
+    headers = {**_common(registry), "Cache-Status": cache_status(verdict)}
     if verdict.age is not None:
         headers["Age"] = str(int(verdict.age))
     if verdict.warning is not None:

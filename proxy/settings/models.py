@@ -117,6 +117,7 @@ class CacheSettings(_Model):
     directory: Path = Path("cache")
     max_size: Size = 100 << 30
     min_free: Size = 1 << 30
+    memory: Size = 64 << 20
     keep: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
@@ -303,6 +304,7 @@ class Settings(_Model):
     admin: AdminSettings = AdminSettings()
     workers: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
     trusted_proxies: tuple[Network, ...] = ()
+    fast_path: bool = True
     limits: LimitSettings = LimitSettings()
     cache: CacheSettings = CacheSettings()
     manifests: ManifestSettings = ManifestSettings()

@@ -19,8 +19,24 @@ class NoRoom(StorageError):
     """There is no room for a blob of this size, and nothing left that may be evicted."""
 
 
+class Stamp(Protocol):
+    """Whether what was read still holds."""
+
+    def holds(self) -> bool:
+        """Has no change of its keys been told of since it was taken? Never waits; False where nobody knows."""
+        ...
+
+
 class MetadataStore(Protocol):
     """Small records by key. Values are bytes; keys are strings of our own making."""
+
+    def stamp(self, *keys: str) -> Stamp:
+        """A stamp for `keys`, to be taken before they are read.
+
+        It holds no longer once a `put` or `delete` of one of them has returned, in whatever process, or was begun and
+        nobody knows how it ended.
+        """
+        ...
 
     async def get(self, *keys: str) -> list[bytes | None]:
         """The values of `keys`, in their order; None for what is absent or has ended. Raises StorageError."""

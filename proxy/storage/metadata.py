@@ -3,6 +3,7 @@
 - One thread of its own does everything: SQLite connections belong to threads, and the event loop never waits.
 - Bytes only. diskcache pickles what is not a string, a number or bytes, and unpickles what it finds (CVE-2025-69872);
   `_BytesDisk` refuses both ways.
+- Keys are stamped anew in the thread that changed them (`stamps`), after the transaction.
 - diskcache's own culling is off (`eviction_policy="none"`): it would drop records that cannot be fetched again. Each
   record has a time after which it is of no use, and only those that passed it are removed.
 """
@@ -17,7 +18,8 @@ from typing import Any, TypeVar
 
 import diskcache
 
-from proxy.storage.base import StorageError
+from proxy.storage.base import Stamp, StorageError
+from proxy.storage.stamps import Stamps
 
 _T = TypeVar("_T")
 
@@ -54,10 +56,16 @@ class DiskcacheMetadata:
         self._directory = directory
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metadata")
         self._cache: Any = None
+        self._stamps: Stamps | None = None
 
     async def open(self) -> None:
         """Open or make the database. Raises StorageError."""
         self._cache = await self._run(self._open)
+        self._stamps = await self._run(lambda: Stamps(self._directory / "stamps"))
+
+    def stamp(self, *keys: str) -> Stamp:
+        """See `MetadataStore.stamp`."""
+        return self._opened.take(*keys)
 
     async def get(self, *keys: str) -> list[bytes | None]:
         """See `MetadataStore.get`."""
@@ -87,7 +95,7 @@ class DiskcacheMetadata:
                     self._cache.set(key, value, expire=keep)
                 return True
 
-        return await self._run(put)
+        return await self._change(put, *entries)
 
     async def delete(self, *keys: str) -> None:
         """See `MetadataStore.delete`."""
@@ -97,7 +105,7 @@ class DiskcacheMetadata:
                 for key in keys:
                     self._cache.delete(key)
 
-        await self._run(delete)
+        await self._change(delete, *keys)
 
     async def close(self) -> None:
         """See `MetadataStore.close`."""
@@ -111,6 +119,22 @@ class DiskcacheMetadata:
         return diskcache.Cache(
             str(self._directory), disk=_BytesDisk, disk_min_file_size=_INLINE, eviction_policy="none", cull_limit=16
         )
+
+    @property
+    def _opened(self) -> Stamps:
+        if self._stamps is None:
+            raise StorageError("the metadata cache has not been opened")
+        return self._stamps
+
+    async def _change(self, call: Callable[[], _T], *keys: str) -> _T:
+        def change() -> _T:
+            # In the thread: whoever waits for this may leave, and the change is made all the same.
+            try:
+                return call()
+            finally:
+                self._opened.renew(*keys)
+
+        return await self._run(change)
 
     async def _run(self, call: Callable[[], _T]) -> _T:
         try:

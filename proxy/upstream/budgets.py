@@ -85,22 +85,31 @@ class Budgets:
         return allows(budget, self._clock(), self.reserves.get(registry, 0.0), wanted)
 
     @contextmanager
-    def pull(self, registry: str, principal: Principal, wanted: Wanted) -> Iterator[bool]:
-        """Around one GET of a manifest: may it be sent? If so, it counts as made until the upstream has answered.
+    def pull(self, registry: str, principal: Principal, wanted: Wanted) -> Iterator[Callable[[], None] | None]:
+        """Around one GET of a manifest; None where it may not be sent.
 
-        What it cost the answer itself says. One without a limit was of an image that is not limited.
+        It counts as made until the upstream has answered, which is to be told by calling what is given: what it cost
+        the answer's head has said by then. One without a limit was of an image that is not limited.
         """
         if not self.allows(registry, principal, wanted):
-            yield False
+            yield None
             return
         key = limit_of_pulls(registry, principal)
         self._under_way[key] = self._under_way.get(key, 0) + 1
+        waits = True
+
+        def answered() -> None:
+            nonlocal waits
+            if waits:
+                waits = False
+                self._under_way[key] -= 1
+                if not self._under_way[key]:
+                    del self._under_way[key]
+
         try:
-            yield True
+            yield answered
         finally:
-            self._under_way[key] -= 1
-            if not self._under_way[key]:
-                del self._under_way[key]
+            answered()
 
     def describe(self, registry: str) -> dict[str, object] | None:
         """What is left of the proxy's own limit, or nobody's where its own is not known; None where none is known.

@@ -29,6 +29,9 @@ class MemoryMetadata:
     async def open(self) -> None:
         """Nothing to do."""
 
+    def stamp(self, *keys: str) -> "MemoryStamp":
+        return MemoryStamp(self._shelf, keys)
+
     async def get(self, *keys: str) -> list[bytes | None]:
         now = time.time()
         found = [self._shelf.get(key) for key in keys]
@@ -55,6 +58,19 @@ class MemoryMetadata:
 
     async def close(self) -> None:
         """Nothing to do."""
+
+
+class MemoryStamp:
+    """A `Stamp`: entries that are put are new objects each time."""
+
+    def __init__(self, shelf: dict[str, tuple[bytes, float]], keys: tuple[str, ...]) -> None:
+        self._shelf = shelf
+        self._keys = keys
+        self._entries = [shelf.get(key) for key in keys]
+
+    def holds(self) -> bool:
+        now = [self._shelf.get(key) for key in self._keys]
+        return all(one is other for one, other in zip(now, self._entries, strict=True))
 
 
 @dataclass

@@ -68,7 +68,10 @@ async def test_values_are_in_the_database_and_nowhere_else(tmp_path: Path) -> No
     store = await opened(tmp_path)
     await store.put({"key": b"m" * (4 << 20)}, 60)
     await store.close()
-    assert {file.name.partition("-")[0] for file in tmp_path.rglob("*") if file.is_file()} == {"cache.db"}
+    assert {file.name.partition("-")[0] for file in tmp_path.rglob("*") if file.is_file()} == {
+        "cache.db",
+        "stamps",
+    }
 
 
 async def test_nothing_is_culled_before_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

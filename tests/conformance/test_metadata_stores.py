@@ -10,6 +10,7 @@ import pytest
 
 from proxy.storage.base import MetadataStore
 from proxy.storage.metadata import DiskcacheMetadata
+from proxy.storage.remembered import Remembered
 from tests.conformance.memory import MemoryMetadata
 from tests.fakes.clock import ManualClock
 
@@ -41,10 +42,25 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     return manual
 
 
-@pytest.fixture(params=["diskcache", "memory"])
+class _RememberedDiskcache(Remembered):
+    """As the program has it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._disk = DiskcacheMetadata(directory)
+        super().__init__(self._disk, 64 << 20)
+
+    async def open(self) -> None:
+        await self._disk.open()
+
+
+@pytest.fixture(params=["diskcache", "memory", "remembered"])
 async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
     shelf: dict[str, tuple[bytes, float]] = {}
-    made = {"diskcache": lambda: DiskcacheMetadata(tmp_path / "metadata"), "memory": lambda: MemoryMetadata(shelf)}
+    made: dict[str, Callable[[], Any]] = {
+        "diskcache": lambda: DiskcacheMetadata(tmp_path / "metadata"),
+        "memory": lambda: MemoryMetadata(shelf),
+        "remembered": lambda: _RememberedDiskcache(tmp_path / "metadata"),
+    }
     opened = Stores(made[request.param])
     yield opened
     await opened.stop()
@@ -95,13 +111,13 @@ async def test_deleted_is_absent(store: MetadataStore) -> None:
 
 
 async def test_a_record_ends_when_its_time_is_over(store: MetadataStore, clock: ManualClock) -> None:
-    """Kept for `keep` seconds at least; a new put starts anew."""
+    """Kept for `keep` seconds at least, and no more than a few longer; a new put starts anew."""
     await store.put({"short": b"1", "again": b"1"}, 60)
     await store.put({"long": b"2"}, 3600)
     clock.advance(59)
     assert await store.get("short", "long") == [b"1", b"2"]
     await store.put({"again": b"3"}, 60)
-    clock.advance(2)
+    clock.advance(32)
     assert await store.get("short", "long", "again") == [None, b"2", b"3"]
 
 
@@ -193,3 +209,41 @@ async def test_what_has_ended_or_was_removed_is_not_listed(store: MetadataStore,
     await store.delete("k/removed")
     clock.advance(61)
     assert await store.scan("k/") == ["k/long"]
+
+
+@pytest.mark.parametrize("change", ["put", "delete", "put of several", "guarded put"])
+async def test_a_stamp_holds_until_one_of_its_keys_is_changed(store: MetadataStore, change: str) -> None:
+    """And not a moment longer than that; other keys' changes are (but for rare chances) nothing to it."""
+    await store.put({"a": b"1", "b": b"2"}, 60)
+    stamp, other = store.stamp("a", "b"), store.stamp("c")
+    assert await store.get("a", "b") == [b"1", b"2"]
+    assert stamp.holds()
+    if change == "put":
+        await store.put({"b": b"2"}, 60)
+    elif change == "delete":
+        await store.delete("a")
+    elif change == "put of several":
+        await store.put({"x": b"1", "a": b"1"}, 60)
+    else:
+        await store.put({"a": b"3"}, 60, only_while=("b", b"2"))
+    assert not stamp.holds()
+    assert other.holds()
+    assert store.stamp("a", "b").holds()
+
+
+async def test_a_stamp_for_what_is_absent(store: MetadataStore) -> None:
+    """Until it is there."""
+    stamp = store.stamp("a")
+    assert await store.get("a") == [None]
+    assert stamp.holds()
+    await store.put({"a": b""}, 60)
+    assert not stamp.holds()
+    assert await store.get("a") == [b""]
+
+
+async def test_what_was_not_stored_changes_nothing_that_is_read(store: MetadataStore) -> None:
+    """A put whose guard does not fit."""
+    await store.put({"a": b"1"}, 60)
+    assert await store.get("a") == [b"1"]
+    assert not await store.put({"a": b"2"}, 60, only_while=("a", b"other"))
+    assert await store.get("a") == [b"1"]

@@ -17,7 +17,7 @@ def house(key: bytes = b"k" * 32, identity: str = "me") -> House:
         "b.test": SimpleNamespace(credential=None),
     }
     nothing = cast(Any, None)
-    return House(nothing, nothing, {}, upstreams, nothing, nothing, nothing, nothing, nothing, key)
+    return House(nothing, nothing, {}, upstreams, nothing, nothing, nothing, nothing, nothing, key, nothing)
 
 
 def test_the_three_kinds_of_principals() -> None:
