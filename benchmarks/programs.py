@@ -13,20 +13,25 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.client import Result, Task
-from benchmarks.origin import Options
+from benchmarks.images import Described
+from benchmarks.nodes import ACCEPT, Orders, Report
+from benchmarks.origin import Options, Request
 
 ROOT = Path(__file__).resolve().parents[1]
 REGISTRY = "bench.test"
 _BUILT = Path(os.environ.get("CLIENTS_BIN", ROOT / ".clients" / "bin"))
 _STARTS_WITHIN = 30.0
+# One processor for what is measured, another one for what asks it and for the origin, where there are two.
+SERVER = min(os.sched_getaffinity(0))
+LOAD = max(os.sched_getaffinity(0))
 
 
 class NotStarted(Exception):
@@ -114,21 +119,29 @@ class Origin(Server):
     """The benchmark's origin."""
 
     blobs: Sequence[Blob]
-    manifest: str
+    images: Sequence[Described]
+
+    @property
+    def manifest(self) -> str:
+        """The digest of `bench/app:v1`."""
+        return self.images[0].digest
 
     def sent(self, blob: Blob | None = None) -> int:
         """The bytes of blobs that it sent since it was reset, of all or of one."""
-        blobs: dict[str, int] = json.loads(get(f"http://127.0.0.1:{self.port}/sent"))["blobs"]
-        return sum(blobs.values()) if blob is None else blobs.get(blob.digest, 0)
+        blobs = [request for request in self.requests() if request.kind == "blob"]
+        return sum(request.sent for request in blobs if blob is None or request.reference == blob.digest)
 
-    def requests(self) -> list[dict[str, Any]]:
-        """The requests for blobs since it was reset, as they are in `benchmarks.origin.Request`."""
-        found: list[dict[str, Any]] = json.loads(get(f"http://127.0.0.1:{self.port}/sent"))["requests"]
-        return found
+    def requests(self) -> list[Request]:
+        """All requests since it was reset."""
+        return [Request(**one) for one in json.loads(get(f"http://127.0.0.1:{self.port}/sent"))]
 
     def reset(self) -> None:
         """Count from nothing."""
         get(f"http://127.0.0.1:{self.port}/sent", "POST")
+
+    def moved(self, latency: float) -> None:
+        """Let it be as far away, in seconds, from now on."""
+        get(f"http://127.0.0.1:{self.port}/sent?latency={latency}", "PUT")
 
 
 class Proxy(Server):
@@ -166,8 +179,10 @@ class Proxy(Server):
 class Bench:
     """Starts the programs of one scenario; as a context manager it ends them."""
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, turns: int = 5) -> None:
+        """`source`: the checkout whose proxy is measured; `turns`: how often what is compared runs."""
         self.source = source
+        self.turns = turns
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -196,7 +211,7 @@ class Bench:
         told = json.loads(process.stdout.readline())
         origin = Origin(process, told["port"])
         origin.blobs = [Blob(**blob) for blob in told["blobs"]]
-        origin.manifest = told["manifest"]
+        origin.images = [Described(**image) for image in told["images"]]
         return origin
 
     def proxy(
@@ -215,47 +230,42 @@ class Bench:
         }
         return Proxy(self, folder, document | more, ports)
 
-    def distribution(self, origin: Origin, folder: Path | None = None) -> Server:
-        """distribution's own pull-through cache, for comparison. Raises NotStarted."""
-        folder, port = folder or self.folder(), free_port()
-        document = {
-            "version": "0.1",
-            "log": {"level": "error", "accesslog": {"disabled": True}},
-            "storage": {"filesystem": {"rootdirectory": str(folder / "storage")}},
-            "http": {"addr": f"127.0.0.1:{port}", "secret": "only-for-benchmarks"},
-            "proxy": {"remoteurl": f"http://127.0.0.1:{origin.port}"},
-        }
-        (folder / "config.yml").write_text(json.dumps(document))
-        command = [program("distribution", "registry", "docker-registry"), "serve", str(folder / "config.yml")]
-        process = self.start(command, folder / "log")
-        self.wait_until(process, f"http://127.0.0.1:{port}/v2/", folder / "log")
-        return Server(process, port)
-
-    def nginx(self, root: Path) -> Server:
-        """nginx with one worker that serves the files below `root` by sendfile. Raises NotStarted."""
-        folder, port = self.folder(), free_port()
-        user = "user root;" if os.geteuid() == 0 else ""
-        (folder / "nginx.conf").write_text(
-            f"{user} daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;\n"
-            f"events {{}}\nhttp {{ access_log off; sendfile on; default_type application/octet-stream;\n"
-            f"server {{ listen 127.0.0.1:{port} backlog=512; root {root}; }} }}\n"
-        )
-        command = [program("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
-        process = self.start(command, folder / "log")
-        self.wait_until(process, f"http://127.0.0.1:{port}/", folder / "log")
-        return Server(process, port)
-
     def clients(self, task: Task) -> "Clients":
         """Clients that begin at once, in a process of their own."""
         command = [sys.executable, "-m", "benchmarks.client", json.dumps(asdict(task))]
         return Clients(self.start(command, self.folder() / "log", stdout=subprocess.PIPE, cwd=ROOT))
 
+    def pull(self, orders: Orders) -> Report:
+        """Nodes that pull, awaited."""
+        command = [sys.executable, "-m", "benchmarks.nodes"]
+        log = self.folder() / "log"
+        process = self.start(command, log, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+        output, _ = process.communicate(json.dumps(asdict(orders)))
+        if process.returncode:
+            raise NotStarted(log.read_text(errors="replace").strip()[-300:])
+        return Report(**json.loads(output))
+
     def read(self, port: int, blob: Blob, **more: Any) -> list[Result]:
         """Clients that read a blob, awaited."""
         return self.clients(Task(port, blob.path, blob.size, **({"sha256": blob.sha256} | more))).results()
 
+    @contextmanager
+    def on(self, *cores: int) -> Iterator[None]:
+        """What is started meanwhile runs on these processors only, with its threads and children."""
+        usual = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cores)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, usual)
+
     def start(
-        self, command: Sequence[str], log: Path, stdout: int | None = None, cwd: Path | None = None
+        self,
+        command: Sequence[str],
+        log: Path,
+        stdout: int | None = None,
+        cwd: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
     ) -> "subprocess.Popen[str]":
         """Start a program that is ended with the scenario; what it prints goes to `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -263,7 +273,7 @@ class Bench:
         env |= {"OTEL_TRACES_EXPORTER": "none"}
         with log.open("ab") as output:
             process = subprocess.Popen(
-                command, stdout=stdout or output, stderr=output, stdin=subprocess.DEVNULL, cwd=cwd, env=env, text=True
+                command, stdout=stdout or output, stderr=output, stdin=stdin, cwd=cwd, env=env, text=True
             )
         self._stack.callback(_end, process)
         return process
@@ -301,9 +311,11 @@ class Clients:
         _end(self._process)
 
 
-def get(url: str, method: str = "GET") -> bytes:
+def get(url: str, method: str = "GET", timeout: float = 10) -> bytes:
     """The body at `url`."""
-    with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as response:
+    with urllib.request.urlopen(
+        urllib.request.Request(url, method=method, headers={"Accept": ACCEPT}), timeout=timeout
+    ) as response:
         body: bytes = response.read()
         return body
 

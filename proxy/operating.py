@@ -44,7 +44,7 @@ class Operating:
         self._warming = Warming(means, shared)
         self._warm = WarmApi(self._warming, lambda: handlers.house)
         self._api = Api(
-            self._control, store, lambda: handlers.house.registries,
+            self._control, store, house.blobs.purge, lambda: handlers.house.registries,
             lambda: [cluster.name for cluster in handlers.house.settings.clusters], self._stats, clock,
             self._warm.answer,
         )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from benchmarks.client import Task
 from benchmarks.fill.transfers import MB, attempt, beside, first_bytes
+from benchmarks.peers import distribution
 from benchmarks.programs import Bench, NotStarted, Origin, Proxy, Server
 from benchmarks.report import Figure, Scenario, at_least, at_most, failures, last
 from benchmarks.watch import connections
@@ -52,8 +53,8 @@ def _kill(bench: Bench) -> Iterator[Figure]:
     def peer() -> str:
         folder = bench.folder()
         try:
-            killed_at_half(bench.distribution(origin, folder))
-            again = bench.distribution(origin, folder)
+            killed_at_half(distribution(bench, origin, folder))
+            again = distribution(bench, origin, folder)
         except NotStarted:
             return "-"
         failed = failures(bench.read(again.port, blob))

@@ -15,6 +15,7 @@ from typing import Self
 
 from benchmarks.client import Task
 from benchmarks.fill.transfers import MB, attempt, beside
+from benchmarks.peers import nginx_files
 from benchmarks.programs import Bench, Blob, NotStarted, Proxy, Server
 from benchmarks.report import Figure, Scenario, at_least, at_most, failures, last
 from benchmarks.watch import Peak, cpu_seconds, memory
@@ -92,14 +93,14 @@ def _present(bench: Bench) -> Iterator[Figure]:
     wrong = failures(bench.read(proxy.port, blob))
     yield Figure("cold: wrong bytes", wrong, at_most(0))
     file = proxy.file(blob)
-    nginx = bench.nginx(file.parent)
+    nginx = nginx_files(bench, file.parent)
     for cached in (True, False):
         for clients in (1, 4):
             yield from _compare(bench, (proxy, blob), (nginx, f"/{file.name}"), file, cached, clients)
     for cached in (True, False):
-        with _LagWatch(proxy) as lag:
+        with LagWatch(proxy) as lag:
             for _ in range(_LAG_READS):
-                _prepare(file, cached)
+                prepare(file, cached)
                 bench.read(proxy.port, blob, clients=4, sha256="")
         yield Figure(
             f"{_name(cached, 4)}loop lag at most, ms",
@@ -118,9 +119,9 @@ def _compare(
     """Both, in turns, on the same file."""
     here, there = _Runs(), _Runs()
     for _ in range(_ALTERNATIONS[clients]):
-        _prepare(file, cached)
+        prepare(file, cached)
         here.add(bench, ours[0], ours[1].path, clients)
-        _prepare(file, cached)
+        prepare(file, cached)
         there.add(bench, *nginx, clients)
     name, said = _name(cached, clients), f"nginx {there}"
     yield Figure(f"{name}cpu seconds a GB", statistics.median(here.cpu), None, None, said)
@@ -138,7 +139,7 @@ def _name(cached: bool, clients: int) -> str:
     return f"{'page cache' if cached else 'disk'}, {clients} client{'s' * (clients > 1)}: "
 
 
-def _prepare(file: Path, cached: bool) -> None:
+def prepare(file: Path, cached: bool) -> None:
     """Bring the file into the page cache, or out of it."""
     with file.open("rb") as opened:
         if cached:
@@ -149,7 +150,7 @@ def _prepare(file: Path, cached: bool) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-class _LagWatch:
+class LagWatch:
     """The worst loop lag that the admin listener tells while it is watched, and the slowest of its own answers.
 
     `bystander` is how late a sleep was here, which is no part of the proxy: the machine's share. All in seconds.

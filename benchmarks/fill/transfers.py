@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.client import Result, Task
 from benchmarks.content import Made, sha256
+from benchmarks.peers import distribution
 from benchmarks.programs import Bench, Blob, NotStarted, Origin, Proxy, Server
 from benchmarks.report import Figure, Scenario, at_least, at_most, failures, last
 
@@ -30,7 +31,7 @@ def beside(bench: Bench, origin: Origin, measure: Callable[[Server], str]) -> st
     """What `measure` says of distribution as a cold cache of the same origin."""
     origin.reset()
     try:
-        server = bench.distribution(origin)
+        server = distribution(bench, origin)
     except NotStarted:
         return "-"
     said = measure(server)

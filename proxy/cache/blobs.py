@@ -9,42 +9,31 @@ Invariants:
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from proxy.cache.ask import Ask, Clock, Records, Rights, user_of
 from proxy.cache.attempts import Attempts
 from proxy.cache.blob_origin import BlobOrigin, is_page, ranges_of
-from proxy.cache.bodies import BlobAnswer, Brought, Present
+from proxy.cache.blob_rights import BlobRights, Right
+from proxy.cache.bodies import BlobAnswer, BlobHead, Brought, Present, whole
 from proxy.cache.circuits import Circuits
 from proxy.cache.download import Uncacheable
 from proxy.cache.fill import Fill
-from proxy.cache.known import member_for
+from proxy.cache.known import Lasting
 from proxy.cache.means import LeftBehindWrong, Means, OtherSource
-from proxy.cache.missing import KnownMissing
 from proxy.cache.readers import FillReader
-from proxy.cache.records import (
-    UNKNOWN_SIZE,
-    MemberRecord,
-    dump_time,
-    load_time,
-    member_key,
-    proof_key,
-    wrong_key,
-)
+from proxy.cache.records import UNKNOWN_SIZE, dump_time, load_time, stored_key, wrong_key
 from proxy.cache.speed import Speed
-from proxy.cache.standing import Standing
 from proxy.oci.digest import Digest
 from proxy.oci.ranges import first_position, starts_past_zero
-from proxy.policy.freshness import CacheState, Freshness, Verdict, deleted
+from proxy.policy.freshness import CacheState, Verdict
 from proxy.storage.base import BlobStore, StorageError, StoredBlob
 from proxy.telemetry.events import Tell
 from proxy.upstream.client import Reply, Upstream
 from proxy.upstream.errors import (
     UpstreamError,
-    UpstreamFailure,
-    UpstreamInvalid,
     UpstreamMissing,
     UpstreamRefused,
     WrongDigest,
@@ -55,6 +44,10 @@ _LONGEST_WRONG = 86400.0
 _LOG_INTERVAL = 60.0
 # For so long, in seconds, a blob that could not be kept is not tried to be kept again.
 _TROUBLED = 10.0
+# Bytes of a blob that is answered from memory: configurations, above all, which every node wants.
+_SMALL = 64 * 1024
+# What is given from memory is told to the store no more often than this, in seconds.
+_USES_INTERVAL = 1.0
 
 _log = logging.getLogger("pullthrough.cache")
 
@@ -88,9 +81,14 @@ class Blobs:
         self._last_logged = 0.0
         self._troubled: dict[Digest, float] = {}
         self._attempts: Attempts[int] = Attempts("blob", records, rights, circuits, clock)
+        self._access = BlobRights(records, rights, self._attempts, self._origin, self._size_here, clock)
 
-    async def open(self, ask: Ask, digest: Digest, range_header: str | None) -> BlobAnswer:
+    async def open(
+        self, ask: Ask, digest: Digest, range_header: str | None, lasting: Lasting | None = None
+    ) -> BlobAnswer:
         """The blob for `ask`, from the cache or by a fill that begins where `range_header` does.
+
+        `lasting`: the right of `ask` to what is here, where it was looked up before and holds.
 
         Raises UpstreamError, or Uncacheable where the blob is to be streamed past the cache.
         """
@@ -98,8 +96,8 @@ class Blobs:
             # Another process may have stored it meanwhile.
             if self._worker is not None or self._store.holds(digest):
                 stored = await self._open_stored(ask, digest)
-                if stored is not None:
-                    return await self._present(ask, digest, stored)
+                if stored is not None and (answer := await self._present(ask, digest, stored, lasting)) is not None:
+                    return answer
             self._raise_if_troubled(digest)
             if starts_past_zero(range_header):
                 await self._raise_if_wrong(ask, digest)
@@ -109,24 +107,62 @@ class Blobs:
             self._log_trouble(error)
             raise
 
-    async def _present(self, ask: Ask, digest: Digest, stored: StoredBlob) -> BlobAnswer:
+    async def _present(
+        self, ask: Ask, digest: Digest, stored: StoredBlob, lasting: Lasting | None
+    ) -> BlobAnswer | None:
+        """What is stored, for `ask`; None where it turns out to be damaged, and is stored no more."""
         try:
-            return BlobAnswer(Present(stored), await self._ensure_right(ask, digest))
+            right = await self._access.ensure(ask, digest) if lasting is None else self._access.lasts(lasting)
+            body = None
+            if stored.size > _SMALL:
+                return BlobAnswer(Present(stored), right.verdict, right.lasting)
+            with contextlib.suppress(OSError):
+                body = await asyncio.to_thread(whole, stored, digest)
+            if body is not None:
+                return BlobAnswer(Present(stored), right.verdict, right.lasting, body)
         except BaseException:
             stored.close()
             raise
+        stored.close()
+        _log.warning("the blob %s is damaged, and fetched again", digest)
+        if not await self._store.remove(digest, "digest"):
+            raise Uncacheable(f"{digest} is damaged, and being read")
+        return None
 
-    async def head(self, ask: Ask, digest: Digest, from_records: bool) -> tuple[int, Verdict]:
-        """The blob's size, without a fill. `from_records`: what was recorded of it is enough, present or not."""
+    async def head(self, ask: Ask, digest: Digest, from_records: bool) -> BlobHead:
+        """What is known of the blob, without a fill. `from_records`: what was recorded is enough, present or not."""
         if from_records:
             # Its bytes would come from the upstream, which has them no more.
             ask = replace(ask, lifetimes=replace(ask.lifetimes, serve_deleted=False))
-        standing, member = await self._standing(ask, digest)
-        known = member is not None and member.size != UNKNOWN_SIZE and (from_records or self._is_here(digest))
-        if not known or member is None:
-            return await self._vouch(ask, digest, False), Verdict(CacheState.MISS, 0.0)
-        size, verdict = await self._right(ask, digest, standing, member)
-        return member.size if size is None else size, verdict
+        found = await self._access.known(ask, digest)
+        member = found.member
+        if member is None or member.size == UNKNOWN_SIZE or not (from_records or self._is_here(digest)):
+            return BlobHead(await self._access.vouch(ask, digest, False), Verdict(CacheState.MISS, 0.0))
+        right = await self._access.of_member(ask, digest, found, member)
+        return BlobHead(member.size if right.size is None else right.size, right.verdict, right.lasting)
+
+    def uses(self, ask: Ask, digest: Digest) -> Callable[[str], None]:
+        """What is to be called whenever somebody is given the blob without `open`: it is used by that, too."""
+        user, clock, last = user_of(ask), self._clock, 0.0
+
+        def used(_client: str) -> None:
+            nonlocal last
+            now = clock()
+            if abs(now - last) >= _USES_INTERVAL:
+                last = now
+                self._store.used(digest, user)
+
+        return used
+
+    async def purge(self, digest: Digest) -> bool:
+        """Take the finished blob away, out of every process' memory too; False where somebody reads it.
+
+        Raises StorageError.
+        """
+        if not await self._store.remove(digest, "purge"):
+            return False
+        await self._records.delete(stored_key(digest))
+        return True
 
     @asynccontextmanager
     async def past(self, ask: Ask, digest: Digest, range_header: str | None, follow: bool) -> AsyncIterator[Reply]:
@@ -160,7 +196,8 @@ class Blobs:
         while True:
             stored = await self._open_stored(ask, digest)
             if stored is not None:
-                await (await self._present(ask, digest, stored)).source.close()
+                stored.close()
+                await self._access.ensure(ask, digest)
                 return Brought(stored.size, here=True)
             self._raise_if_troubled(digest)
             try:
@@ -220,15 +257,15 @@ class Blobs:
             reader = fill.join(ask, reads=not brings or speed is None)
             verdict = Verdict(CacheState.MISS if own else CacheState.JOINED, 0.0)
             try:
-                right: Verdict | None = None
+                right: Right | None = None
                 if ask.rights != fill.ask.rights:
                     # Meanwhile: those who may not have it are nobody's to wait for.
-                    right = await self._ensure_right(ask, digest)
+                    right = await self._access.ensure(ask, digest)
                     fill.vouched(reader)
                 await reader.confirmed()
                 if right is None and (not own or ask.rights not in fill.granted):
-                    right = await self._ensure_right(ask, digest)
-                verdict = right if right is not None and fill.present else verdict
+                    right = await self._access.ensure(ask, digest)
+                verdict = right.verdict if right is not None and fill.present else verdict
             except BaseException as error:
                 await reader.close()
                 # Another principal's or repository's failure says nothing about this one: begin anew.
@@ -324,6 +361,13 @@ class Blobs:
         except StorageError as error:
             raise Uncacheable(str(error)) from error
 
+    async def _size_here(self, ask: Ask, digest: Digest) -> int | None:
+        stored = await self._open_stored(ask, digest)
+        if stored is None:
+            return None
+        stored.close()
+        return stored.size
+
     def _log_trouble(self, error: Uncacheable) -> None:
         now = self._clock()
         if not isinstance(error, OtherSource) and abs(now - self._last_logged) >= _LOG_INTERVAL:
@@ -332,68 +376,3 @@ class Blobs:
 
     def _is_here(self, digest: Digest) -> bool:
         return digest in self._fills or self._store.holds(digest)
-
-    # Rights.
-
-    async def _standing(self, ask: Ask, digest: Digest) -> tuple[Standing, MemberRecord | None]:
-        raw_proof, raw_member = await self._records.get(
-            proof_key(ask.principal, ask.repository), member_key(ask.repository, digest)
-        )
-        member = member_for(ask, raw_member)
-        return Standing(self._rights.proof(ask, raw_proof), member.gone if member is not None else None), member
-
-    async def _ensure_right(self, ask: Ask, digest: Digest) -> Verdict:
-        """Make sure `ask` may have a blob that is here, asking the upstream by HEAD where that is not known.
-
-        Raises UpstreamError.
-        """
-        standing, member = await self._standing(ask, digest)
-        if member is None:
-            await self._vouch(ask, digest, False)
-            return Verdict(CacheState.REVALIDATED, 0.0)
-        _, verdict = await self._right(ask, digest, standing, member)
-        return verdict
-
-    async def _right(
-        self, ask: Ask, digest: Digest, standing: Standing, member: MemberRecord
-    ) -> tuple[int | None, Verdict]:
-        """The verdict on a member, and its size where the upstream was asked. Raises UpstreamError."""
-        now = self._clock()
-        if standing.freshness(ask, now) is Freshness.FRESH and standing.counts(ask, now):
-            return None, self._hit(member)
-        usable = standing.counts_in_outage(ask, now)
-        try:
-            return await self._vouch(ask, digest, usable), Verdict(CacheState.REVALIDATED, 0.0)
-        except UpstreamMissing as error:
-            if not standing.counts_when_deleted(ask, now):
-                raise
-            age = max(0.0, self._clock() - member.at)
-            return None, deleted("this blob", age, None, not isinstance(error, KnownMissing))
-        except UpstreamFailure:
-            if not usable:
-                raise
-            if ask.lifetimes.offline:
-                await self._rights.keep_on(ask, member_key(ask.repository, digest))
-            return None, self._hit(member)
-
-    def _hit(self, member: MemberRecord) -> Verdict:
-        age = max(0.0, self._clock() - member.at)
-        return Verdict(CacheState.HIT, age) if member.gone is None else deleted("this blob", age, None, False)
-
-    async def _vouch(self, ask: Ask, digest: Digest, usable: bool) -> int:
-        """The upstream's word that the blob is in this repository, and its size; shared by all who want it."""
-        key = (ask.principal.key, ask.repository, digest)
-        size, _ = await self._attempts.run(ask, digest, key, lambda: self._ask_head(ask, digest), usable)
-        return size
-
-    async def _ask_head(self, ask: Ask, digest: Digest) -> int:
-        generation = await self._attempts.generation(ask)
-        size = await self._origin.size(ask, digest)
-        if (stored := await self._open_stored(ask, digest)) is not None:
-            here = stored.size
-            stored.close()
-            if size != here:
-                # Whatever it speaks of, it is not this blob.
-                raise UpstreamInvalid(f"{ask.repository} {digest} has {size} bytes there and {here} here")
-        await self._rights.grant(ask, digest, "", size, generation)
-        return size

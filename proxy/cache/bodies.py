@@ -1,8 +1,11 @@
 """Where a body's bytes come from, for whoever sends it."""
 
+import os
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
+from proxy.cache.known import Lasting
+from proxy.oci.digest import Digest
 from proxy.policy.freshness import Verdict
 from proxy.storage.base import StoredBlob
 
@@ -35,10 +38,24 @@ class BlobSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BlobAnswer:
-    """A blob's body for a client; whoever has it closes the source."""
+    """A blob's body for a client; whoever has it closes the source.
+
+    `body` is all of it, checked against its digest, where it is small; `lasting`: see there.
+    """
 
     source: BlobSource
     verdict: Verdict
+    lasting: Lasting | None = None
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlobHead:
+    """What a HEAD tells of a blob: its size in bytes."""
+
+    size: int
+    verdict: Verdict
+    lasting: Lasting | None = None
 
 
 class Present:
@@ -54,6 +71,12 @@ class Present:
 
     async def close(self) -> None:
         self._stored.close()
+
+
+def whole(stored: StoredBlob, digest: Digest) -> bytes | None:
+    """All bytes of a small blob; None where they are not its own. Blocks. Raises OSError."""
+    body = os.pread(stored.file.fileno(), stored.size, 0)
+    return body if digest.matches(body) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,11 @@ def member_key(repository: Repository, digest: Digest) -> str:
     return f"member/{repository}@{digest}"
 
 
+def stored_key(digest: Digest) -> str:
+    """Nothing is kept under it: it is stamped anew when an operator takes the blob out of the store."""
+    return f"stored/{digest}"
+
+
 # Whose right it was: nobody's, nobody's with pulls on the proxy's own account, the proxy's own, or a client's own.
 Prover = Literal["anonymous", "public", "own", "client"]
 

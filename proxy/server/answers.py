@@ -7,25 +7,35 @@ Invariants:
   was set back, everything is looked at anew.
 - Whoever is given one is counted, logged and remembered by the tag's history as if it had been looked up.
 - The table keeps to a number of bytes, keys included.
+- Of blobs that are too large for it there are decisions: that who asks may have it. They are found and last as answers
+  do, whatever range is asked for.
 """
 
 import asyncio
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from email.utils import formatdate
+from http import HTTPStatus
 
 from aiohttp import web
 
+from proxy.cache.ask import Ask
+from proxy.cache.known import Lasting
+from proxy.oci.route import BlobRoute
 from proxy.server.entrance import Entrance, Entrances
 from proxy.server.exchange import Repeatable
 from proxy.server.respond import answer_headers
-from proxy.settings import Settings
+from proxy.settings import ClusterSettings, Settings
 from proxy.storage.bounded import Bounded
 from proxy.telemetry.tallies import Tally
 
 # What an answer takes besides its body.
 _OVERHEAD = 2000
+
+_LOOKED_AT = ("Host", "Authorization", "Range", "If-Range")
+# Where in a question the last two stand.
+_RANGES = -2
 
 Clock = Callable[[], float]
 # All that decides about a request, where that is not looked at as a whole.
@@ -66,6 +76,25 @@ class Answer:
             self._given(client)
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was found out about a request for a blob that is here, which so need not be found out again.
+
+    `since`: when that was, in Unix seconds.
+    """
+
+    cluster: ClusterSettings
+    route: BlobRoute
+    ask: Ask
+    takes_basic: bool
+    lasting: Lasting
+    since: float
+
+    def is_good(self, now: float) -> bool:
+        """Does it count at `now`?"""
+        return self.since <= now < self.lasting.until and self.lasting.stamp.holds()
+
+
 class Answers:
     """The table of one configuration."""
 
@@ -74,7 +103,8 @@ class Answers:
         # Requests are looked up by their bytes, too.
         self.by_bytes = settings.fast_path
         self.clock = clock
-        self._answers: Bounded[Hashable, Answer] = Bounded(settings.cache.memory // 2)
+        self._answers: Bounded[Hashable, Answer] = Bounded(settings.cache.memory * 3 // 8)
+        self._decisions: Bounded[Hashable, Decision] = Bounded(settings.cache.memory // 8)
 
     def find(self, key: Hashable, now: float) -> Answer | None:
         """What was kept under `key`, if it is good still."""
@@ -90,15 +120,27 @@ class Answers:
         """Keep it under `key`, which takes `size` bytes."""
         self._answers.put(key, answer, size + len(answer.body) + _OVERHEAD)
 
+    def decision(self, key: Question, now: float) -> Decision | None:
+        """What was decided about requests with this key, whatever their range, if it counts still."""
+        decision = self._decisions.get(key[:_RANGES])
+        if decision is None or decision.is_good(now):
+            return decision
+        self._decisions.drop(key[:_RANGES])
+        return None
+
+    def decide(self, key: Question, decision: Decision) -> None:
+        """Keep it for requests with this key."""
+        self._decisions.put(key[:_RANGES], decision, size_of(key) + _OVERHEAD)
+
 
 def question(entrance: Entrance, request: web.BaseRequest) -> Question | None:
-    """All that is looked at of a request for a manifest; None where it is to be looked at as a whole."""
+    """All that is looked at of a request for a manifest or a blob; None where it is to be looked at as a whole."""
     headers, method = request.headers, request.method
     if method not in {"GET", "HEAD"} or request.can_read_body or request.version != (1, 1) or not request.keep_alive:
         return None
     if entrance.trusted and "X-Forwarded-For" in headers:
         return None
-    return entrance, method, request.raw_path, headers.get("Host"), headers.get("Authorization")
+    return entrance, method, request.raw_path, *(headers.get(name) for name in _LOOKED_AT)
 
 
 def size_of(key: Question) -> int:
@@ -115,7 +157,8 @@ def _rendered(repeatable: Repeatable, now: float) -> tuple[bytes, float]:
     headers = {**answer_headers(repeatable.registry, verdict), **repeatable.headers}
     lines = [f"{name}: {value}" for name, value in headers.items()]
     date = formatdate(now, usegmt=True)
-    head = "\r\n".join(["HTTP/1.1 200 OK", *lines, f"Date: {date}", "", ""]).encode()
+    first = f"HTTP/1.1 {repeatable.status} {HTTPStatus(repeatable.status).phrase}"
+    head = "\r\n".join([first, *lines, f"Date: {date}", "", ""]).encode()
     changes = [math.floor(now) + 1.0, lasting.checked + int(age) + 1]
     if ttl is not None and lasting.ttl is not None:
         changes.append(lasting.checked + lasting.ttl - math.ceil(ttl) + 1)

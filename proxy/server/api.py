@@ -67,6 +67,7 @@ class Api:
         self,
         control: Control,
         blobs: BlobStore,
+        purge_blob: Callable[[Digest], Awaitable[bool]],
         registries: Callable[[], Registries],
         clusters: Callable[[], Iterable[str]],
         stats: Callable[[], Any],
@@ -79,6 +80,7 @@ class Api:
         """
         self._control = control
         self._blobs = blobs
+        self._purge_blob = purge_blob
         self._registries = registries
         self._clusters = clusters
         self._stats = stats
@@ -275,7 +277,7 @@ class Api:
         if stored is None:
             raise ApiError(404, f"{digest} is not in the cache")
         stored.close()
-        if not await self._blobs.remove(digest, "purge"):
+        if not await self._purge_blob(digest):
             raise ApiError(409, f"{digest} is being read at present")
         _audit.info("remove %s by %s", digest, request.actor)
         return {"blobs": [str(digest)]}

@@ -31,6 +31,7 @@ class Repeatable:
     lasting: Lasting
     headers: Mapping[str, str]
     body: bytes
+    status: int = 200
 
 
 @dataclass(slots=True)
@@ -64,6 +65,8 @@ class Exchange:
     refusal: Reason | None = None
     # What may be given again to whoever asks the same.
     repeatable: Repeatable | None = None
+    # How long its client may have the blob that it asked for, which is here.
+    decided: Lasting | None = None
     # A refusal asks the client for user and password, whatever the upstream's own challenge is.
     takes_basic: bool = False
 

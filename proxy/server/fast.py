@@ -27,6 +27,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD
 
+from proxy.policy.cluster import IPAddress
 from proxy.server.answers import Answer, Answers
 from proxy.server.connection import Connection
 from proxy.server.entrance import Entrance, peer_address
@@ -45,7 +46,17 @@ Table = Callable[[], Answers]
 class FastConnection(Connection):
     """A connection, at `listener`, whose requests may be answered from the table that counts at present."""
 
-    __slots__ = ("_clean", "_entrance", "_entrance_in", "_listener", "_raw", "_table", "_told_gate", "client")
+    __slots__ = (
+        "_clean",
+        "_entrance",
+        "_entrance_in",
+        "_listener",
+        "_raw",
+        "_table",
+        "_told_gate",
+        "address",
+        "client",
+    )
 
     def __init__(self, manager: web.Server, gate: Gate, listener: Address, table: Table, **options: Any) -> None:
         self._listener = listener
@@ -55,13 +66,15 @@ class FastConnection(Connection):
         self._clean = True
         self._raw: bytes | None = None
         self._told_gate = 0.0
-        # The address of who is connected.
+        # The address of who is connected, and as text.
+        self.address: IPAddress | None = None
         self.client = ""
         super().__init__(manager, gate, **options)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
-        self.client = str(peer_address(transport) or "")
+        self.address = peer_address(transport)
+        self.client = str(self.address or "")
         super().connection_made(transport)
 
     def entrance(self, table: Answers) -> Entrance | None:

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from proxy.cache.ask import Ask
 from proxy.cache.download import Uncacheable
+from proxy.cache.known import Lasting
 from proxy.oci.digest import Digest
 from proxy.oci.errors import OCIError
 from proxy.oci.route import BlobRoute, ManifestRoute, Ping, PushRoute, ReferrersRoute, TagsRoute, parse_route
@@ -19,7 +20,7 @@ from proxy.policy.access import is_empty_authorization, takes_basic
 from proxy.policy.cluster import Client, check_repository, client_address, select_cluster
 from proxy.policy.registry import Asked, choose_repository
 from proxy.server import passing
-from proxy.server.answers import Answer, Answers, Question, Ready, question, size_of
+from proxy.server.answers import Answer, Answers, Decision, Question, Ready, question, size_of
 from proxy.server.body import cut, send_head, send_source
 from proxy.server.exchange import Exchange, Repeatable
 from proxy.server.fast import FastConnection
@@ -64,11 +65,12 @@ class Handlers:
         key = _question(house.answers, request, limits)
         if key is not None and (ready := _ready(house.answers, request, key, began)) is not None:
             return ready
-        exchange = Exchange(request, _client(house, listener, request), began, limits)
+        decision = house.answers.decision(key, house.answers.clock()) if key is not None else None
+        exchange = Exchange(request, _client(house, listener, request, decision is not None), began, limits)
         self._active += 1
         self._idle.clear()
         try:
-            return await self._answer(exchange)
+            return await self._answer(exchange, decision)
         finally:
             self._active -= 1
             if not self._active:
@@ -79,6 +81,8 @@ class Handlers:
             self._tell(finished)
             if key is not None and exchange.repeatable is not None:
                 self._keep(house, key, exchange, finished)
+            elif key is not None and exchange.decided is not None and decision is None:
+                house.answers.decide(key, _decision(exchange, house.answers.clock()))
 
     def _keep(self, house: House, key: Question, exchange: Exchange, finished: RequestFinished) -> None:
         """What was answered may be answered again."""
@@ -88,15 +92,17 @@ class Handlers:
         if isinstance(route, ManifestRoute) and isinstance(route.reference, str):
             digest = Digest.parse(exchange.repeatable.headers["Docker-Content-Digest"])
             given = house.history.tally(ask, route.reference, digest)
+        elif isinstance(route, BlobRoute) and exchange.request.method == "GET":
+            given = house.blobs.uses(ask, route.digest)
         answer = Answer(exchange.repeatable, self._tallies.of(finished), given, house.answers.clock())
         house.answers.keep(key, answer, size_of(key))
         if isinstance(connection, FastConnection):
             connection.keep(house.answers, answer)
 
-    async def _answer(self, exchange: Exchange) -> web.StreamResponse:
+    async def _answer(self, exchange: Exchange, decision: Decision | None) -> web.StreamResponse:
         try:
             async with asyncio.timeout(_HEAD_DEADLINE) as exchange.deadline:
-                response = await self._walk(exchange)
+                response = await (self._walk(exchange) if decision is None else self._decided(exchange, decision))
         except ConnectionError:
             # The client left, or its body was cut: there is nobody to answer.
             raise
@@ -163,6 +169,11 @@ class Handlers:
             case _:
                 assert_never(route)
 
+    async def _decided(self, exchange: Exchange, decision: Decision) -> web.StreamResponse:
+        exchange.cluster, exchange.route, exchange.ask = decision.cluster, decision.route, decision.ask
+        exchange.chosen, exchange.takes_basic = decision.ask.repository.registry, decision.takes_basic
+        return await self._blob_from_here(exchange, decision.ask, decision.route, decision.lasting)
+
     async def _manifest(self, exchange: Exchange, ask: Ask, route: ManifestRoute) -> web.StreamResponse:
         wants_body = exchange.request.method == "GET"
         answer = await self.house.manifests.get(ask, route.reference, wants_body)
@@ -170,44 +181,62 @@ class Handlers:
         if isinstance(route.reference, str):
             self.house.history.served(ask, route.reference, content.digest, str(exchange.client.address or ""))
         headers, described = state_headers(exchange, answer.verdict), passing.manifest_headers(content)
-        if (
-            answer.lasting is not None
-            and exchange.cluster is not None
-            and exchange.cluster.name not in self.house.paces
-        ):
-            body = (content.body or b"") if wants_body else b""
-            exchange.repeatable = Repeatable(exchange.registry, answer.verdict, answer.lasting, described, body)
+        self._may_repeat(exchange, answer.lasting, described, (content.body or b"") if wants_body else b"")
         if content.body is None or not wants_body:
             return await _head_only(exchange, headers | described)
         return web.Response(body=content.body, headers=headers | described)
+
+    def _may_repeat(
+        self, exchange: Exchange, lasting: Lasting | None, headers: dict[str, str], body: bytes, status: int = 200
+    ) -> None:
+        """Whoever asks the same is answered the same as long as that lasts."""
+        if lasting is not None and exchange.verdict is not None and not self._counts_each(exchange):
+            exchange.repeatable = Repeatable(exchange.registry, exchange.verdict, lasting, headers, body, status)
+
+    def _counts_each(self, exchange: Exchange) -> bool:
+        """Is a rate limited, so that no request may go by?"""
+        return exchange.cluster is None or exchange.cluster.name in self.house.paces
 
     async def _blob(self, exchange: Exchange, ask: Ask, route: BlobRoute) -> web.StreamResponse:
         assert exchange.cluster is not None  # noqa: S101 - chosen before the registry
         cached = exchange.cluster.mode == "transparent"
         if exchange.request.method == "HEAD":
-            size, verdict = await self.house.blobs.head(ask, route.digest, from_records=not cached)
-            headers = state_headers(exchange, verdict) | _blob_headers(route, size)
-            return await _head_only(exchange, headers)
+            found = await self.house.blobs.head(ask, route.digest, from_records=not cached)
+            headers, described = state_headers(exchange, found.verdict), _blob_headers(route, found.size)
+            self._may_repeat(exchange, found.lasting, described, b"")
+            return await _head_only(exchange, headers | described)
         if not cached:
             return await passing.redirect_blob(exchange, self.house, ask, route)
+        return await self._blob_from_here(exchange, ask, route)
+
+    async def _blob_from_here(
+        self, exchange: Exchange, ask: Ask, route: BlobRoute, lasting: Lasting | None = None
+    ) -> web.StreamResponse:
         try:
-            return await self._cached_blob(exchange, ask, route)
+            return await self._cached_blob(exchange, ask, route, lasting)
         except Uncacheable:
             range_header = _range_header(exchange.request, route)
             return await passing.stream_blob(exchange, self.house, ask, route, range_header)
 
-    async def _cached_blob(self, exchange: Exchange, ask: Ask, route: BlobRoute) -> web.StreamResponse:
+    async def _cached_blob(
+        self, exchange: Exchange, ask: Ask, route: BlobRoute, lasting: Lasting | None
+    ) -> web.StreamResponse:
         range_header = _range_header(exchange.request, route)
-        answer = await self.house.blobs.open(ask, route.digest, range_header)
+        answer = await self.house.blobs.open(ask, route.digest, range_header, lasting)
         source = answer.source
         headers = state_headers(exchange, answer.verdict)
         try:
             span = passing.satisfied(range_header, source.size)
             start, stop = span or (0, source.size)
-            headers |= _blob_headers(route, stop - start)
+            status, described = 206 if span is not None else 200, _blob_headers(route, stop - start)
             if span is not None:
-                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{source.size}"
-            response = web.StreamResponse(status=206 if span is not None else 200, headers=headers)
+                described["Content-Range"] = f"bytes {start}-{stop - 1}/{source.size}"
+            if answer.body is not None:
+                body = answer.body[start:stop]
+                self._may_repeat(exchange, answer.lasting, described, body, status)
+                return web.Response(status=status, body=body, headers=headers | described)
+            exchange.decided = None if self._counts_each(exchange) else answer.lasting
+            response = web.StreamResponse(status=status, headers=headers | described)
             await send_head(exchange, response)
             reached = await send_source(exchange, response, source, start, stop)
             if reached < stop and start == 0:
@@ -290,7 +319,18 @@ def _header_size(request: web.BaseRequest) -> int:
     return sum(map(len, chain.from_iterable(request.raw_headers)))
 
 
-def _client(house: House, listener: Address, request: web.BaseRequest) -> Client:
+def _decision(exchange: Exchange, now: float) -> Decision:
+    """What was decided about a request for a blob."""
+    cluster, route, ask, lasting = exchange.cluster, exchange.route, exchange.ask, exchange.decided
+    assert cluster is not None and isinstance(route, BlobRoute)  # noqa: S101 - it was answered
+    assert ask is not None and lasting is not None  # noqa: S101 - the same
+    return Decision(cluster, route, ask, exchange.takes_basic, lasting, now)
+
+
+def _client(house: House, listener: Address, request: web.BaseRequest, decided: bool) -> Client:
+    """`decided`: nothing but its address is looked at any more, which nobody spoke for."""
+    if decided and isinstance(request.protocol, FastConnection):
+        return Client(request.protocol.address, "", listener)
     transport = request.transport
     peer = transport.get_extra_info("peername") if transport is not None else None
     tls = transport.get_extra_info("ssl_object") if transport is not None else None

@@ -160,6 +160,10 @@ class BlobStore(Protocol):
         """
         ...
 
+    def used(self, digest: Digest, user: User) -> None:
+        """The finished blob, if there is one, was given by `user` without being opened. Never waits."""
+        ...
+
     def claim(self, digest: Digest) -> bool:
         """Become the one process that fills `digest`; False where another one is. Never waits.
 

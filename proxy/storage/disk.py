@@ -5,7 +5,8 @@ Invariants:
 - The files are the truth. The index (`index`, `room`) says what is stored and reserved for eviction's sake; `_known`
   is a hint for this process, touched on the event loop only, and makes opening a blob one visit to a thread.
 - Room is reserved, and taken from the file system, before the first byte is written.
-- A blob with readers, in whatever process, is never removed (`files`).
+- A blob with readers, in whatever process, is never removed (`files`). Those of this process share one open file
+  (`_open`), so that only the first of them visits a thread.
 - Only who has a digest's claim writes, publishes or discards its fill (`claims`).
 """
 
@@ -28,7 +29,7 @@ from proxy.storage.directory import CacheDirectory
 from proxy.storage.eviction import ANY, Policy
 from proxy.storage.files import FillFiles, Places, WrongSize
 from proxy.storage.index import NOBODY, Index, Use
-from proxy.storage.partial import DiskBlob, DiskPartial, opened
+from proxy.storage.partial import DiskBlob, DiskPartial, OpenFile, opened
 from proxy.storage.room import Shelf
 from proxy.storage.uses import Uses
 from proxy.telemetry.events import BlobEvicted, Tell, silent
@@ -71,6 +72,7 @@ class DiskBlobs:
         self._worker = worker
         self._clock = clock
         self._known: dict[Digest, _Known] = {}
+        self._open: dict[Digest, OpenFile] = {}
         self._uses = Uses(self._note)
         self._shelf: Shelf | None = None
 
@@ -114,6 +116,9 @@ class DiskBlobs:
         """See `BlobStore.open`."""
         known, now = self._known.get(digest), self._clock()
         due = known is None or now - known.told > _TELL_INTERVAL
+        if not due and (shared := self._open.get(digest)) is not None:
+            self._use(digest, shared.size, user, now, due)
+            return shared.reader()
         size = known.size if known is not None else None
         try:
             opening = asyncio.to_thread(_open_blob, self._places.blob(digest), size, now if due else None)
@@ -131,7 +136,19 @@ class DiskBlobs:
         if known is None and not await self._is_right(digest, blob):
             return None
         self._use(digest, blob.size, user, now, due)
+        self._share(digest, blob)
         return blob
+
+    def _share(self, digest: Digest, blob: DiskBlob) -> None:
+        if digest not in self._open and (file := blob.shared) is not None:
+            self._open[digest] = file
+            file.when_closed(partial(self._open.__delitem__, digest))
+
+    def used(self, digest: Digest, user: User) -> None:
+        """See `BlobStore.used`."""
+        known, now = self._known.get(digest), self._clock()
+        if known is not None:
+            self._use(digest, known.size, user, now, now - known.told > _TELL_INTERVAL)
 
     async def _is_right(self, digest: Digest, blob: DiskBlob) -> bool:
         """Another process published it: what the index says of its size counts. The blob is closed if it is wrong."""
@@ -260,4 +277,4 @@ class DiskBlobs:
 
 def _open_blob(file: Path, size: int | None, touch: float | None) -> DiskBlob:
     stream = files.open_blob(file, size, touch)
-    return DiskBlob(stream, os.fstat(stream.fileno()).st_size)
+    return OpenFile(stream, os.fstat(stream.fileno()).st_size).reader()

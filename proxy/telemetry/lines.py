@@ -9,11 +9,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from proxy.telemetry.events import RequestFinished
 
 LOGGER = "pullthrough"
 ACCESS = f"{LOGGER}.access"
+# Of so many clients it is remembered what lines call them.
+_CLIENTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ def _access_fields(event: RequestFinished) -> dict[str, str | int]:
     }
 
 
+@lru_cache(maxsize=_CLIENTS)
 def _text_client(client: str) -> str:
     return f"client={_quoted(client)} " if client else ""
 

@@ -125,10 +125,16 @@ class MemoryBlobs:
         blob = self.shelf.blobs.get(digest)
         if blob is None:
             return None
-        blob.used = self.clock()
-        if user is not None and (not blob.user.registry or self._policy.keeps(user.registry, user.repository)):
-            blob.user = user
+        self.used(digest, user or _NOBODY)
         return MemoryBlob(blob)
+
+    def used(self, digest: Digest, user: User) -> None:
+        blob = self.shelf.blobs.get(digest)
+        if blob is None:
+            return
+        blob.used = self.clock()
+        if user.registry and (not blob.user.registry or self._policy.keeps(user.registry, user.repository)):
+            blob.user = user
 
     def claim(self, digest: Digest) -> bool:
         if digest in self.shelf.claims:
