@@ -5,8 +5,9 @@ Run as `python -m benchmarks.nodes` with the fields of `Orders` as JSON on stand
 A pull is: HEAD of the tag's manifest, GET of it by digest, GET of the configuration and of the layers, some at a time
 (containerd 2.x, core/remotes/docker). Where `buffer` is given, layers come in parallel ranges as containerd fetches
 them with `concurrent_layer_fetch_buffer`: the first GET is from 0 on; once its head is there, what is beyond one buffer
-comes in open-ended ranges of their own, each read for one buffer and closed early. Answers are received into one buffer
-and dropped; some nodes look at every byte. A node keeps its connections, as clients do.
+comes in open-ended ranges of their own, each read for one buffer and closed early; never more than three requests at a
+time. Answers are received into one buffer and dropped; some nodes look at every byte. A node keeps its connections, and
+asks once more where one that it kept was closed meanwhile, as clients do.
 """
 
 import asyncio
@@ -25,8 +26,8 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _TOTAL = re.compile(rb"\r\ncontent-range: *bytes \d+-\d+/(\d+)", re.IGNORECASE)
 _DIGEST = re.compile(rb"\r\ndocker-content-digest: *(\S+)", re.IGNORECASE)
 _LOCATION = re.compile(rb"\r\nlocation: *http://([^:/]+):(\d+)(\S+)", re.IGNORECASE)
-# containerd's own.
-_LAYERS_AT_A_TIME = 3
+# containerd's own: layers, and requests for them.
+_AT_A_TIME = 3
 ACCEPT = (
     "application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json, "
     "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, */*"
@@ -144,11 +145,14 @@ class _Link(asyncio.BufferedProtocol):
 
 
 class _Node:
-    def __init__(self, orders: Orders, report: Report, checks: bool) -> None:
+    def __init__(self, orders: Orders, report: Report, number: int) -> None:
         self._orders = orders
         self._report = report
-        self._checks = checks
+        self._checks = bool(orders.check_every) and number % orders.check_every == 0
+        # Each has an address of its own, as nodes have.
+        self._address = f"127.1.{number // 250}.{number % 250 + 1}"
         self._links: dict[_Place, list[_Link]] = {}
+        self._requests = asyncio.Semaphore(_AT_A_TIME)
         self._query = f"?ns={orders.namespace}" if orders.namespace else ""
 
     async def pull(self, repository: str, tag: str) -> None:
@@ -168,7 +172,7 @@ class _Node:
         link = await self._ask("GET", f"{base}/manifests/{digest}", keep=True)
         assert link.body is not None
         document = json.loads(link.body)
-        turns = asyncio.Semaphore(_LAYERS_AT_A_TIME)
+        turns = asyncio.Semaphore(_AT_A_TIME)
 
         async def fetch(descriptor: dict[str, object]) -> None:
             async with turns:
@@ -195,11 +199,12 @@ class _Node:
 
         async with asyncio.TaskGroup() as group:
             group.create_task(self._range(path, "bytes=0-", 0, min(buffer, size), head_came=first))
-            for _ in range(_LAYERS_AT_A_TIME - 1):
+            for _ in range(_AT_A_TIME - 1):
                 group.create_task(fetch())
 
     async def _range(self, path: str, span: str, offset: int, count: int, **more: Any) -> None:
-        link = await self._ask("GET", path, span, most=count, **more)
+        async with self._requests:
+            link = await self._ask("GET", path, span, most=count, **more)
         total = _TOTAL.search(link.head)
         if link.received < count or (span and total is None):
             raise Wrong(f"{link.status}, {link.received} of {count} bytes from {offset} of {path}")
@@ -208,10 +213,16 @@ class _Node:
         """The link with the answer, kept for the next request where that can be. `more`: see `_Link.ask`."""
         host, port = where = place or ("127.0.0.1", self._orders.port)
         links = self._links.setdefault(where, [])
-        link = links.pop() if links else await _connect(port)
+        kept = links.pop() if links else None
+        link = kept or await self._connect(port)
         query, extra = ("", "") if place else (self._query, f"Range: {span}\r\n" if span else "")
         lines = f"Host: {host}:{port}\r\nUser-Agent: containerd/v2.4.2\r\nAccept: {ACCEPT}\r\n{extra}\r\n"
-        await link.ask(f"{method} {path}{query} HTTP/1.1\r\n{lines}".encode(), **more)
+        try:
+            await link.ask(f"{method} {path}{query} HTTP/1.1\r\n{lines}".encode(), **more)
+        except ConnectionError:
+            if kept is None or link.head:
+                raise
+            return await self._ask(method, path, span, place, **more)
         self._report.received += link.received
         if link.is_reusable:
             links.append(link)
@@ -224,6 +235,12 @@ class _Node:
             raise Wrong(f"{link.status} for {path}")
         return link
 
+    async def _connect(self, port: int) -> _Link:
+        _, link = await asyncio.get_running_loop().create_connection(
+            _Link, "127.0.0.1", port, local_addr=(self._address, 0)
+        )
+        return link
+
     def leave(self) -> None:
         """Close its connections."""
         for link in [link for links in self._links.values() for link in links]:
@@ -231,9 +248,11 @@ class _Node:
                 link.transport.abort()
 
 
-async def _connect(port: int) -> _Link:
-    _, link = await asyncio.get_running_loop().create_connection(_Link, "127.0.0.1", port)
-    return link
+def _first(group: BaseExceptionGroup[BaseException]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 async def work(orders: Orders) -> Report:
@@ -241,12 +260,12 @@ async def work(orders: Orders) -> Report:
     report, left = Report(), iter(orders.pulls)
 
     async def one(number: int) -> None:
-        node = _Node(orders, report, bool(orders.check_every) and number % orders.check_every == 0)
+        node = _Node(orders, report, number)
         for repository, tag in left:
             try:
                 await node.pull(repository, tag)
             except* (Wrong, OSError) as group:
-                report.failed.append(f"{type(group.exceptions[0]).__name__}: {group.exceptions[0]}")
+                report.failed.append(_first(group))
         node.leave()
 
     began = time.perf_counter()

@@ -2,7 +2,8 @@
 
 Invariants:
 - asyncio's sendfile hands everything it is given to one blocking call, so it is given at most a window; a window that
-  is not in the page cache is read in by a thread first. The loop never waits for the disk.
+  is not in the page cache is read in by a thread first. The loop never waits for the disk, and sends a few windows a
+  turn (`windows`).
 - A client that does not take what it is handed within `send_timeout` is cut off. Time in which there is nothing for
   it, or its cluster is over its rate, does not count.
 - A body that cannot be finished is cut with FIN, after everything before it was flushed: containerd resumes at the
@@ -72,6 +73,7 @@ async def send_source(
             if not copying and not _in_page_cache(source.file.fileno(), position, end):
                 there = min(position + _BATCH, stop, await source.ready(position, from_start=start == 0))
                 await asyncio.to_thread(_read_in, source.file.fileno(), position, there)
+            await exchange.windows.turn()
             sent = None if copying else await _send_file(exchange, source.file, position, end)
             if sent is None:
                 copying = True
@@ -90,8 +92,6 @@ async def send_source(
         if not sent:
             exchange.damaged = True
             return position
-        # A client that is faster than the disk must not have the loop for itself.
-        await asyncio.sleep(0)
     return position
 
 

@@ -13,6 +13,7 @@ from proxy.policy.cluster import Client
 from proxy.policy.freshness import CacheState, Verdict
 from proxy.server.pace import Pace
 from proxy.server.refusals import Reason
+from proxy.server.windows import Windows
 from proxy.settings import ClusterSettings, LimitSettings
 from proxy.telemetry.events import RequestFinished
 
@@ -42,6 +43,7 @@ class Exchange:
     client: Client
     started: float
     limits: LimitSettings
+    windows: Windows
     cluster: ClusterSettings | None = None
     route: Route | None = None
     ask: Ask | None = None

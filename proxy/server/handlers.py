@@ -31,6 +31,7 @@ from proxy.server.push import body_limit, forward_push
 from proxy.server.refusals import Refusals, Refused, body_too_large, header_too_large
 from proxy.server.respond import BASIC_CHALLENGE, EVERY_ANSWER, error_response, oci_error, state_headers
 from proxy.server.tls import TLSConnection, certificate_names
+from proxy.server.windows import Windows
 from proxy.settings import Address, ClusterSettings, LimitSettings
 from proxy.telemetry.events import RequestFinished, Tell
 from proxy.telemetry.tallies import Tallies
@@ -50,6 +51,7 @@ class Handlers:
         self._tell = tell
         self._refusals = refusals
         self._tallies = tallies
+        self._windows = Windows()
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -66,7 +68,8 @@ class Handlers:
         if key is not None and (ready := _ready(house.answers, request, key, began)) is not None:
             return ready
         decision = house.answers.decision(key, house.answers.clock()) if key is not None else None
-        exchange = Exchange(request, _client(house, listener, request, decision is not None), began, limits)
+        client = _client(house, listener, request, decision is not None)
+        exchange = Exchange(request, client, began, limits, self._windows)
         self._active += 1
         self._idle.clear()
         try:

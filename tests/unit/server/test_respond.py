@@ -18,6 +18,7 @@ from proxy.policy.cluster import Client
 from proxy.policy.freshness import CacheState, Verdict, lifetimes_of
 from proxy.server.exchange import Exchange
 from proxy.server.respond import cache_status, error_response, oci_error, state_headers
+from proxy.server.windows import Windows
 from proxy.settings import LimitSettings, ManifestSettings, parse_address
 from proxy.upstream.errors import (
     UpstreamFailure,
@@ -38,7 +39,7 @@ async def exchange() -> Exchange:
     ask = Ask(Repository("docker.io", "a"), Principal("anonymous", "anonymous"), lifetimes_of(ManifestSettings()))
     request = make_mocked_request("GET", "/v2/a/manifests/latest", loop=asyncio.get_running_loop())
     client = Client(None, "proxy", parse_address("0.0.0.0:5000"))
-    return Exchange(request, client, 0.0, LimitSettings(), route=MANIFEST, ask=ask)
+    return Exchange(request, client, 0.0, LimitSettings(), Windows(), route=MANIFEST, ask=ask)
 
 
 def test_cache_status_of_every_state() -> None:
