@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.fill import breaks, containerd, resources, transfers
-from benchmarks.load import pulls, warm
+from benchmarks.load import days, pulls, start, warm
 from benchmarks.programs import ROOT
 from benchmarks.report import Outcome, Scenario, run
 
 _FILL = transfers.SCENARIOS | breaks.SCENARIOS | resources.SCENARIOS | containerd.SCENARIOS
-_LOAD = {**warm.SCENARIOS, **pulls.SCENARIOS}
+_LOAD = {**warm.SCENARIOS, **pulls.SCENARIOS, **days.SCENARIOS, **start.SCENARIOS}
 _GROUPS = {"load": list(_LOAD), "fill": list(_FILL), "all": [*_LOAD, *_FILL]}
 
 

@@ -256,7 +256,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> str:
 
 
 async def work(orders: Orders) -> Report:
-    """Have all pulls done."""
+    """Have all pulls done; those that do not end in time have failed."""
     report, left = Report(), iter(orders.pulls)
 
     async def one(number: int) -> None:
@@ -269,9 +269,12 @@ async def work(orders: Orders) -> Report:
         node.leave()
 
     began = time.perf_counter()
-    async with asyncio.timeout(orders.timeout), asyncio.TaskGroup() as group:
-        for number in range(orders.nodes):
-            group.create_task(one(number))
+    try:
+        async with asyncio.timeout(orders.timeout), asyncio.TaskGroup() as group:
+            for number in range(orders.nodes):
+                group.create_task(one(number))
+    except TimeoutError:
+        report.failed += ["not in time"] * (len(orders.pulls) - len(report.pulls) - len(report.failed))
     report.seconds = time.perf_counter() - began
     return report
 

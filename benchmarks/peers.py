@@ -52,12 +52,12 @@ def nginx_files(bench: Bench, root: Path) -> Server:
     return _nginx(bench, "", f"root {root};")
 
 
-def nginx_cache(bench: Bench, origin: Origin) -> Server:
+def nginx_cache(bench: Bench, origin: Origin, valid: str = "10m") -> Server:
     """nginx with one worker as a caching proxy: one request upstream at a time for each thing, stale in trouble."""
     keep = "proxy_cache_path {folder}/cache keys_zone=all:16m max_size=100g inactive=1d use_temp_path=off;"
     rules = (
         f"proxy_pass http://127.0.0.1:{origin.port}; proxy_http_version 1.1; proxy_set_header Connection '';"
-        "proxy_cache all; proxy_cache_key $uri; proxy_cache_valid 200 10m; proxy_cache_lock on;"
+        f"proxy_cache all; proxy_cache_key $uri; proxy_cache_valid 200 {valid}; proxy_cache_lock on;"
         "proxy_cache_lock_timeout 100s; proxy_cache_lock_age 100s; proxy_cache_background_update on;"
         "proxy_cache_use_stale error timeout updating http_500 http_502 http_503 http_504 http_429;"
     )

@@ -215,7 +215,12 @@ class Bench:
         return origin
 
     def proxy(
-        self, origin: Origin, cache: Path | None = None, upstream: Mapping[str, Any] | None = None, **more: Any
+        self,
+        origin: Origin,
+        cache: Path | None = None,
+        upstream: Mapping[str, Any] | None = None,
+        cache_size: int | str = "100GiB",
+        **more: Any,
     ) -> Proxy:
         """A proxy with an empty cache; `upstream` and `more` are configuration keys. Raises NotStarted."""
         folder = self.folder()
@@ -224,7 +229,7 @@ class Bench:
         document = {
             "listen": [{"address": f"127.0.0.1:{ports[0]}"}],
             "admin": {"address": f"127.0.0.1:{ports[1]}"},
-            "cache": {"directory": str(cache or folder / "cache"), "max_size": "100GiB", "min_free": "1MiB"},
+            "cache": {"directory": str(cache or folder / "cache"), "max_size": cache_size, "min_free": "1MiB"},
             "upstreams": {REGISTRY: {"url": url, "default": True, **(upstream or {})}},
             "log": {"access": False},
         }
@@ -269,7 +274,9 @@ class Bench:
     ) -> "subprocess.Popen[str]":
         """Start a program that is ended with the scenario; what it prints goes to `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("PULLTHROUGH_", "REGISTRY_"))}
+        # What is installed is compiled already; a checkout is after its first start.
+        not_ours = ("PULLTHROUGH_", "REGISTRY_", "PYTHONDONTWRITEBYTECODE")
+        env = {key: value for key, value in os.environ.items() if not key.startswith(not_ours)}
         env |= {"OTEL_TRACES_EXPORTER": "none"}
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -325,7 +332,7 @@ def _wait_for(what: str, ready: Any) -> None:
     while not ready():
         if time.monotonic() > end:
             raise NotStarted(f"{what}: not within {_STARTS_WITHIN} s")
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

@@ -28,6 +28,7 @@ METRICS = {
     "cpu": Metric("CPU µs/request", 1e6, 1),
     "cpu_gb": Metric("CPU s/GB"),
     "cpu_seconds": Metric("CPU s", 1, 2),
+    "share": Metric("CPU %", 100, 2),
     "p50": Metric("p50 ms", 1e3, 2),
     "p99": Metric("p99 ms", 1e3, 2),
     "worst": Metric("worst ms", 1e3, 1),

@@ -20,6 +20,12 @@ def memory(pid: int, field: str = "VmHWM") -> int:
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:")), 0)
 
 
+def proportional_memory(pid: int) -> int:
+    """Bytes, of which those that processes share are shared out."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+
+
 def cpu_seconds(pids: Sequence[int]) -> float:
     """Seconds of processor time that the processes have used, user and system."""
     fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.fill.transfers import MB
 from benchmarks.images import REPOSITORY
 from benchmarks.load.sides import cpu, far_origin, proxy
-from benchmarks.nodes import Orders, Report
+from benchmarks.nodes import Orders, Report, share_of
 from benchmarks.peers import CACHES
 from benchmarks.programs import LOAD, REGISTRY, SERVER, Bench, NotInstalled, NotStarted, Origin, Server
 from benchmarks.report import HERE, Figure, Sample, Scenario, at_most, ratio, values_of
@@ -41,6 +41,7 @@ def pulled(bench: Bench, origin: Origin, server: Server, nodes: int, **more: Any
     size = sum(count for _, count in origin.images[0].blobs)
     values = {
         "seconds": report.seconds,
+        "p99": share_of(report.heads, 0.99),
         "cpu_seconds": cpu(server) - before,
         "memory": peak.bytes,
         "failed": len(report.failed),
@@ -60,7 +61,7 @@ def _cold(bench: Bench) -> Iterator[Sample | Figure]:
     samples: list[Sample] = []
     for _ in range(min(bench.turns, 3)):
         for side, start in ({DIRECT: lambda: origin} | starts(bench, origin)).items():
-            if (server := _started(side, start)) is None:
+            if (server := tried(side, start)) is None:
                 continue
             _, values = pulled(bench, origin, server, 1, check_every=1)
             if side == DIRECT:
@@ -87,7 +88,7 @@ def _boot(bench: Bench) -> Iterator[Sample | Figure]:
     samples: list[Sample] = []
     for _ in range(min(bench.turns, 3)):
         for side, start in starts(bench, origin).items():
-            if (server := _started(side, start)) is not None:
+            if (server := tried(side, start)) is not None:
                 # Without ranges: to one of a cold blob distribution answers with all of it.
                 yield from _booted(bench, origin, side, server, _FEW, samples, buffer=0)
     for nodes in _MANY:
@@ -156,7 +157,8 @@ def _passing(bench: Bench) -> Iterator[Sample | Figure]:
     yield Figure("pulls that the upstream counts", max(pulls), at_most(1), nodes)
 
 
-def _started(side: str, start: Start) -> Server | None:
+def tried(side: str, start: Start) -> Server | None:
+    """The server, or None where it does not start, which is said."""
     try:
         return start()
     except (NotInstalled, NotStarted) as error:

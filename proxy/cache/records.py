@@ -90,9 +90,7 @@ def pushed_key(repository: Repository) -> str:
     return f"pushed/{repository}"
 
 
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 Time = Annotated[float, Field(allow_inf_nan=False)]
-_TIME = TypeAdapter[float](Time)
 
 
 class _Record:
@@ -100,7 +98,7 @@ class _Record:
 
     def dump(self) -> bytes:
         """As bytes for the store."""
-        return _adapter(type(self)).dump_json(self)
+        return adapter(type(self)).dump_json(self)
 
     @classmethod
     def load(cls, raw: bytes | None) -> Self | None:
@@ -108,17 +106,20 @@ class _Record:
         if raw is None:
             return None
         try:
-            found: Self = _adapter(cls).validate_json(raw, strict=True)
+            found: Self = adapter(cls).validate_json(raw, strict=True)
         except (ValueError, OCIError):
             return None
         return found
 
 
-def _adapter(cls: type) -> TypeAdapter[Any]:
-    """Made once a class: building one takes a thousand times as long as using it."""
-    if cls not in _ADAPTERS:
-        _ADAPTERS[cls] = TypeAdapter(cls)
-    return _ADAPTERS[cls]
+_ADAPTERS: dict[object, TypeAdapter[Any]] = {}
+
+
+def adapter(kept: Any) -> TypeAdapter[Any]:
+    """What reads and writes values of the type `kept`; made when it is first wanted, which takes a while."""
+    if kept not in _ADAPTERS:
+        _ADAPTERS[kept] = TypeAdapter(kept)
+    return _ADAPTERS[kept]
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +246,6 @@ def dump_time(at: float) -> bytes:
 def load_time(raw: bytes | None) -> float | None:
     """Unix seconds out of the store's bytes, or None."""
     try:
-        return _TIME.validate_json(raw, strict=True) if raw is not None else None
+        return float(adapter(Time).validate_json(raw, strict=True)) if raw is not None else None
     except ValueError:
         return None

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
+
+from proxy.cache.records import adapter
 
 State = Literal["queued", "running", "done", "failed", "stopped"]
 
@@ -68,8 +70,6 @@ class Job:
 
 
 Items = tuple[Item, ...]
-_JOB = TypeAdapter(Job)
-_ITEMS = TypeAdapter(Items)
 
 JOBS = "warm/job/"
 
@@ -88,25 +88,27 @@ def stop_key(job: str) -> str:
 
 def dump(job: Job, items: Items | None = None) -> dict[str, bytes]:
     """As entries for the store."""
-    entries = {job_key(job.id): _JOB.dump_json(job)}
-    return entries if items is None else entries | {items_key(job.id): _ITEMS.dump_json(items)}
+    entries = {job_key(job.id): adapter(Job).dump_json(job)}
+    return entries if items is None else entries | {items_key(job.id): adapter(Items).dump_json(items)}
 
 
 @lru_cache(maxsize=256)
 def load_job(raw: bytes | None) -> Job | None:
     """Out of the store's bytes; None for what is absent or of another version."""
     try:
-        return _JOB.validate_json(raw, strict=True) if raw is not None else None
+        job: Job | None = adapter(Job).validate_json(raw, strict=True) if raw is not None else None
     except ValueError:
         return None
+    return job
 
 
 def load_items(raw: bytes | None) -> Items | None:
     """The same."""
     try:
-        return _ITEMS.validate_json(raw, strict=True) if raw is not None else None
+        items: Items | None = adapter(Items).validate_json(raw, strict=True) if raw is not None else None
     except ValueError:
         return None
+    return items
 
 
 def summed(job: Job, items: Items) -> Job:

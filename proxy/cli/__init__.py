@@ -1,26 +1,36 @@
-"""The command `pullthrough`: one file a command."""
+"""The command `pullthrough`: one file a command, imported when it is asked for, since a proxy is to start soon."""
+
+import gc
+from importlib import import_module
 
 import click
 
 from proxy import __version__
-from proxy.cli.check_config import check_config
-from proxy.cli.hold import hold
-from proxy.cli.hosts_toml import hosts_toml
-from proxy.cli.pin import pin
-from proxy.cli.purge import purge
-from proxy.cli.refresh import refresh
-from proxy.cli.release import release
-from proxy.cli.serve import serve
-from proxy.cli.tags import tags
-from proxy.cli.warm import warm
-from proxy.cli.worker import worker
+
+# By the names of their modules.
+_COMMANDS = (
+    "serve", "check_config", "hosts_toml", "tags", "refresh", "purge", "hold", "release", "pin", "worker", "warm",
+)  # fmt: skip
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(name.replace("_", "-") for name in _COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        name = cmd_name.replace("-", "_")
+        if name not in _COMMANDS or "_" in cmd_name:
+            return None
+        # What is imported stays: to look through it for garbage, now and for ever, is of no use.
+        gc.disable()
+        command = getattr(import_module(f"{__name__}.{name}"), name)
+        gc.freeze()
+        gc.enable()
+        assert isinstance(command, click.Command)  # noqa: S101 - each of them has one of its name
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pullthrough")
 def main() -> None:
     """A caching pull-through proxy for OCI registries."""
-
-
-for command in (serve, check_config, hosts_toml, tags, refresh, purge, hold, release, pin, worker, warm):
-    main.add_command(command)

@@ -38,7 +38,7 @@ _MOST_ENDED = 10
 class _Wanted(BaseModel):
     """The body of POST warm."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
     references: list[str] = Field(min_length=1, max_length=MOST_REFERENCES)
     platforms: list[str] = Field(default=[], max_length=_MOST_PLATFORMS)

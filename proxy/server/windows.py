@@ -1,8 +1,8 @@
 """How much of all bodies goes out in one turn of the event loop.
 
 Invariants:
-- In one turn no more than a few windows are sent, however many clients could take one: between turns upstreams are read,
-  heads answered and clients accepted, so that none of these waits for thousands of bodies.
+- In one turn no more than a few windows are sent, however many clients could take one: between turns upstreams are
+  read, heads answered and clients accepted, so that none of these waits for thousands of bodies.
 - Whoever waited longest is next.
 """
 

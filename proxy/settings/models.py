@@ -85,7 +85,8 @@ Network = Annotated[
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Built when the file is read, the whole at once, and not each part by itself before.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class TLSSettings(_Model):

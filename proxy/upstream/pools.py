@@ -44,7 +44,8 @@ class Pools:
         self._registry = registry
         self._settings = settings
         self._tell = tell
-        self._context: ssl.SSLContext | None = None
+        # True is aiohttp's own, with the system's certificate authorities: to read them again takes a while.
+        self._context: ssl.SSLContext | Literal[True] = True
         self._open: dict[tuple[Pool, bool], aiohttp.ClientSession] = {}
         # The strictest zone that the upstream's own host was seen in; behind a proxy only an address says it.
         self._own: Zone | None = None
@@ -55,8 +56,12 @@ class Pools:
         self._requests = 0
 
     async def start(self) -> None:
-        """Read the certificate authorities; opens nothing. Raises OSError or ssl.SSLError where `ca` is no good."""
-        self._context, self.ca = await asyncio.to_thread(_ssl_context, self._settings.ca)
+        """Read the upstream's own certificate authorities; opens nothing.
+
+        Raises OSError or ssl.SSLError where `ca` is no good.
+        """
+        if self._settings.ca is not None:
+            self._context, self.ca = await asyncio.to_thread(_ssl_context, self._settings.ca)
 
     @property
     def idle(self) -> bool:
@@ -82,7 +87,6 @@ class Pools:
         """The pool, for a request inside of `in_use`. `own`: to the upstream's own origin, not to what it led to."""
         if (session := self._open.get((name, own))) is not None:
             return session
-        assert self._context is not None  # noqa: S101 - it was started
         factory = self._own_socket if own else self._foreign_socket
         # A connection that was kept may be over, and what changes the upstream is not to be sent twice to find out.
         once = name == "push"
@@ -143,10 +147,8 @@ def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
     return socket.socket(family, kind, protocol)
 
 
-def _ssl_context(ca: Path | None) -> tuple[ssl.SSLContext, bytes]:
+def _ssl_context(ca: Path) -> tuple[ssl.SSLContext, bytes]:
     """The system's certificate authorities, and the upstream's own besides; and the file of the latter."""
     context = ssl.create_default_context()
-    if ca is None:
-        return context, b""
     context.load_verify_locations(cafile=ca)
     return context, ca.read_bytes()
