@@ -79,8 +79,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     """Kill it and what it started; one that ended well may leave an agent of its own behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    # Something may hold the other ends of its pipes all the same.
-    process._transport.close()  # type: ignore[attr-defined]
+    # Something may hold the other ends of its pipes all the same. They are closed one by one: the transport as a whole
+    # would take the status of one that has just ended from whoever waits for it.
+    transport: asyncio.SubprocessTransport = process._transport  # type: ignore[attr-defined]
+    for descriptor in (0, 1):
+        if (pipe := transport.get_pipe_transport(descriptor)) is not None:
+            pipe.close()
     await process.wait()
 
 
