@@ -3,12 +3,12 @@
 # make check         ruff, mypy, import-linter and the tests
 # make test-clients  the real clients and registries (root, Debian 12, Go); installs them first
 # make screenshot    docs/status-page.png, by the status page's test in Chromium
-# make bench         a cold and a warm blob beside a direct download; SCENARIOS=fill for everything about fills
+# make bench         load beside others, with a report in bench-report/ (10 minutes); SCENARIOS=fill for fills
 # make clean         remove the environment; the cache stays
 
 PYTHON ?= python3
 BIN := .venv/bin
-SCENARIOS ?= all
+SCENARIOS ?= load
 
 .PHONY: run test check bench test-clients install-clients screenshot clean
 
@@ -36,7 +36,7 @@ screenshot: .venv/.made-dev install-clients
 	pngquant --strip --force --output docs/status-page.png docs/status-page.png
 
 bench: .venv/.made-dev
-	$(BIN)/python -m benchmarks $(SCENARIOS)
+	$(BIN)/python -m benchmarks $(SCENARIOS) --report bench-report
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -25,14 +25,22 @@ def main() -> None:
     parser.add_argument("names", metavar="SCENARIO", nargs="*", help=", ".join([*_GROUPS, *known]))
     parser.add_argument("--proxy-dir", type=Path, default=ROOT, help="the checkout whose proxy is measured")
     parser.add_argument("--turns", type=int, default=5, help="how often what is compared runs (5)")
+    parser.add_argument("--report", type=Path, help="a folder for a report in Markdown with plots, and its data")
     parser.add_argument("--json", type=Path, help="a file for all that was measured")
     arguments = parser.parse_args()
     names = [name for word in arguments.names or ["load"] for name in _GROUPS.get(word, [word])]
     if unknown := [name for name in names if name not in known]:
         parser.error(f"no such scenario: {', '.join(unknown)}")
     outcomes = [run(name, known[name], arguments.proxy_dir.resolve(), arguments.turns) for name in names]
-    if arguments.json:
-        arguments.json.write_text(json.dumps([_plain(outcome) for outcome in outcomes]))
+    if arguments.report:
+        # Here, since whoever wants no report needs no library for its plots.
+        from benchmarks.plots import write_report
+
+        write_report(outcomes, arguments.report)
+        print(f"the report is {arguments.report / 'report.md'}")
+    for file in [arguments.json, arguments.report and arguments.report / "report.json"]:
+        if file:
+            file.write_text(json.dumps([_plain(outcome) for outcome in outcomes]))
     barred = [figure for outcome in outcomes for figure in outcome.figures if figure.bar]
     failed = sum(not figure.passed for figure in barred)
     if barred:

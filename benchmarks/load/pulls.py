@@ -1,6 +1,7 @@
 """Whole images: one client alone, and a cluster that boots."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from benchmarks.fill.transfers import MB
@@ -60,7 +61,7 @@ def _cold(bench: Bench) -> Iterator[Sample | Figure]:
     )
     samples: list[Sample] = []
     for _ in range(min(bench.turns, 3)):
-        for side, start in ({DIRECT: lambda: origin} | starts(bench, origin)).items():
+        for side, start in ({DIRECT: partial(_itself, origin)} | starts(bench, origin)).items():
             if (server := tried(side, start)) is None:
                 continue
             _, values = pulled(bench, origin, server, 1, check_every=1)
@@ -136,9 +137,9 @@ def _passing(bench: Bench) -> Iterator[Sample | Figure]:
         name = f"{case}, the upstream {'redirects' if redirects else 'sends itself'}"
         origin = far_origin(bench, *((100 + number, 2 * MB) for number in range(10)), redirect=redirects)
         clusters = {mode: [{"name": "nodes", "mode": mode}] for mode in ("transparent", "metadata-only")}
-        sides: dict[str, Start] = {DIRECT: lambda origin=origin: origin}
+        sides: dict[str, Start] = {DIRECT: partial(_itself, origin)}
         for mode, cluster in clusters.items():
-            sides[f"{HERE}, {mode}"] = lambda origin=origin, cluster=cluster: proxy(bench, origin, clusters=cluster)
+            sides[f"{HERE}, {mode}"] = partial(proxy, bench, origin, clusters=cluster)
         for _ in range(bench.turns):
             for side, start in sides.items():
                 server = start()
@@ -155,6 +156,10 @@ def _passing(bench: Bench) -> Iterator[Sample | Figure]:
     yield Figure("nodes that failed", failed, at_most(0))
     pulls = [one.values["upstream_pulls"] for one in samples if one.side != DIRECT]
     yield Figure("pulls that the upstream counts", max(pulls), at_most(1), nodes)
+
+
+def _itself(origin: Origin) -> Server:
+    return origin
 
 
 def tried(side: str, start: Start) -> Server | None:

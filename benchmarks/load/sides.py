@@ -11,7 +11,7 @@ from benchmarks.watch import cpu_seconds
 
 Sides = dict[str, Server]
 # As in production: with a log of all requests.
-LOGGED: Mapping[str, Any] = {"log": {"access": True}}
+LOGGED: dict[str, Any] = {"log": {"access": True}}
 PARSED = f"{HERE}, parsed"
 FILES = "nginx files"
 

@@ -1,7 +1,8 @@
 """The program itself: how soon it is ready, and what it costs to have it."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from statistics import median
 
 from benchmarks.load.sides import FILES, cpu, far_origin, files
@@ -16,9 +17,12 @@ _CASE = "from its command to its first answer"
 
 def _start(bench: Bench) -> Iterator[Sample | Figure]:
     origin = far_origin(bench, (140, 1000))
-    starts = {HERE: lambda: bench.proxy(origin), f"{HERE}, 2 workers": lambda: bench.proxy(origin, workers=2)}
-    starts |= {name: (lambda start=start: start(bench, origin)) for name, start in CACHES.items()}
-    starts[FILES] = lambda: files(bench, {})
+    starts: dict[str, Callable[[], Server]] = {
+        HERE: partial(bench.proxy, origin),
+        f"{HERE}, 2 workers": partial(bench.proxy, origin, workers=2),
+        **{name: partial(start, bench, origin) for name, start in CACHES.items()},
+        FILES: partial(files, bench, {}),
+    }
     samples: list[Sample] = []
     for _ in range(bench.turns):
         for side, start in starts.items():

@@ -9,7 +9,8 @@ Invariants:
   of workers that share one never mix.
 - Nobody fails for a line. What standard error does not take (its reader is gone, its disk is full) is dropped, and the
   next batch is tried anew. A reader that stands still holds the program up, as it does any that writes.
-- Lines come from several threads: what is kept is touched with the handler's lock held.
+- Lines come from several threads. What waits is a queue that any of them may add to without a lock; only who writes
+  holds the handler's, so that batches keep their order. How much waits is a guess, and what is written is measured.
 """
 
 import asyncio
@@ -17,7 +18,8 @@ import contextlib
 import logging
 import select
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from proxy.telemetry.events import RequestFinished
@@ -42,7 +44,7 @@ class BatchHandler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self.access = access
         self._clock = clock
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque()
         self._size = 0
         # Where a timer runs that will flush.
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -57,12 +59,14 @@ class BatchHandler(logging.StreamHandler[TextIO]):
         return self._timestamp
 
     def write_later(self, line: str) -> None:
-        """Write `line`, which has its line end, with its batch."""
-        assert self.lock is not None  # noqa: S101 - every handler has one
-        with self.lock:
-            self._add(line)
-            if len(self._lines) == 1:
-                self._flush_soon()
+        """Write `line`, which has its line end, with its batch. Called in the event loop's thread."""
+        size = _size(line)
+        if self._size + size > _MOST:
+            self.flush()
+        self._lines.append(line)
+        self._size += size
+        if len(self._lines) == 1:
+            self._flush_soon()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write what came before, and the line of `record`. The lock is held."""
@@ -71,28 +75,25 @@ class BatchHandler(logging.StreamHandler[TextIO]):
         except Exception:  # noqa: BLE001 - a message that does not fit its values; said as the library says it
             self.handleError(record)
             return
-        self._add(f"{line}\n")
+        self._lines.append(f"{line}\n")
         self.flush()
 
     def flush(self) -> None:
         """Write what waits."""
         assert self.lock is not None  # noqa: S101 - every handler has one
         with self.lock:
-            text = "".join(self._lines)
-            self._lines.clear()
             self._size = 0
-            if text:
-                # There is no other place where this could be told.
-                with contextlib.suppress(Exception):
-                    self.stream.write(text)
-                    self.stream.flush()
+            waiting = []
+            while self._lines:
+                waiting.append(self._lines.popleft())
+            for batch in _batches(waiting):
+                self._write(batch)
 
-    def _add(self, line: str) -> None:
-        size = len(line) if line.isascii() else len(line.encode(errors="backslashreplace"))
-        if self._size + size > _MOST:
-            self.flush()
-        self._lines.append(line)
-        self._size += size
+    def _write(self, text: str) -> None:
+        # There is no other place where this could be told.
+        with contextlib.suppress(Exception):
+            self.stream.write(text)
+            self.stream.flush()
 
     def _flush_soon(self) -> None:
         try:
@@ -107,3 +108,25 @@ class BatchHandler(logging.StreamHandler[TextIO]):
     def _flush_now(self) -> None:
         self._loop = None
         self.flush()
+
+
+def _size(line: str) -> int:
+    """In bytes, as it is written."""
+    return len(line) if line.isascii() else len(line.encode(errors="backslashreplace"))
+
+
+def _batches(lines: list[str]) -> Iterator[str]:
+    """Whole lines, as many together as are written in one piece."""
+    text = "".join(lines)
+    if _size(text) <= _MOST:
+        if text:
+            yield text
+        return
+    batch, size = "", 0
+    for line in lines:
+        if batch and size + _size(line) > _MOST:
+            yield batch
+            batch, size = "", 0
+        batch += line
+        size += _size(line)
+    yield batch

@@ -210,33 +210,27 @@ async def test_threads_lose_nothing(handler: BatchHandler, stream: Stream) -> No
     assert found == {"0": list(range(3000)), "1": list(range(300)), "2": list(range(300))}
 
 
-def test_what_waits_is_touched_by_one_thread_at_a_time(handler: BatchHandler, stream: Stream) -> None:
-    """Otherwise a line that comes between the writing of a batch and its end would be lost, once in a year."""
-    free: list[bool] = []
+async def test_a_line_waits_for_nobody_who_writes(handler: BatchHandler, stream: Stream) -> None:
+    """Another thread that has the lock, and a reader of standard error that stands still, hold up no request."""
+    assert handler.lock is not None
+    held, let_go = threading.Event(), threading.Event()
+    in_time: list[bool] = []
 
-    def try_lock() -> None:
+    def hold() -> None:
         assert handler.lock is not None
-        free.append(handler.lock.acquire(blocking=False))
+        with handler.lock:
+            held.set()
+            in_time.append(let_go.wait(10))
 
-    def look() -> None:
-        thread = threading.Thread(target=try_lock)
-        thread.start()
-        thread.join()
-
-    class Lines(list[str]):
-        def append(self, line: str) -> None:
-            look()
-            super().append(line)
-
-        def clear(self) -> None:
-            look()
-            super().clear()
-
-    handler._lines = Lines()
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(20)
     handler.write_later("one\n")
-    handler.handle(record("two"))
-    assert len(free) >= 4
-    assert not any(free)
+    let_go.set()
+    thread.join()
+    handler.flush()
+    assert stream.pieces == ["one\n"]
+    assert in_time == [True]
 
 
 def test_the_time_is_that_of_the_line() -> None:
