@@ -20,7 +20,7 @@ done = function(summary, latency, requests)
 end
 """
 # What containerd sends besides.
-_HEADERS = {"User-Agent": "containerd/v2.4.2", "Accept": ACCEPT}
+_LINES = ("-H", "User-Agent: containerd/v2.4.2", "-H", f"Accept: {ACCEPT}")
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,16 @@ def gets(bench: Bench, port: int, path: str, seconds: int, connections: int) -> 
     script.write_text(_SCRIPT)
     command = [
         program("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script),
-        *(word for name, value in _HEADERS.items() for word in ("-H", f"{name}: {value}")), _url(port, path),
+        *_LINES, _url(port, path),
     ]  # fmt: skip
     return Load(**json.loads(_run(bench, command).strip().splitlines()[-1]))
 
 
 def heads(bench: Bench, port: int, path: str, seconds: int, connections: int) -> Load:
     """The same with HEAD."""
-    accept, agent = ("-A", _HEADERS["Accept"]), ("-U", _HEADERS["User-Agent"])
     command = [
-        program("hey"), "-z", f"{seconds}s", "-c", str(connections), "-t", "30", "-m", "HEAD", *accept,
-        *agent, "-o", "csv", _url(port, path),
+        program("hey"), "-z", f"{seconds}s", "-c", str(connections), "-t", "30", "-m", "HEAD", "-o", "csv", *_LINES,
+        _url(port, path),
     ]  # fmt: skip
     rows = list(csv.DictReader(_run(bench, command).splitlines()))
     took = sorted(float(row["response-time"]) for row in rows)

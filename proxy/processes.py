@@ -15,7 +15,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from proxy.app import Application, Place, StartError, admin_gate, end_task, first_of, open_store, reload_at, use_threads
+from proxy.app import (
+    Application,
+    Place,
+    StartError,
+    admin_gate,
+    end_task,
+    first_of,
+    open_store,
+    reload_at,
+    stay,
+    use_threads,
+)
 from proxy.server.admin import Admin
 from proxy.server.admin_access import AdminAccess
 from proxy.server.api import ApiRequest, ApiResponse, failed
@@ -226,6 +237,7 @@ async def work(descriptor: int) -> None:
             await channel.send(Message("failed", str(error), said.number))
             return
         try:
+            stay()
             await channel.send(Message("ready", number=said.number))
             await _serve_until(channel, application, stop)
         finally:

@@ -9,7 +9,7 @@ from benchmarks.fill.resources import LagWatch, prepare
 from benchmarks.fill.transfers import MB
 from benchmarks.generators import Load, gets, heads, served
 from benchmarks.load.sides import FILES, PARSED, Sides, cpu, far_origin, fetched, files, others, proxy, turns
-from benchmarks.programs import Bench, NotStarted, Proxy, Server
+from benchmarks.programs import LOAD, Bench, NotStarted, Proxy, Server
 from benchmarks.report import HERE, Figure, Sample, Scenario, at_least, at_most, failures, last, ratio, values_of
 
 _SECONDS = 1
@@ -92,7 +92,8 @@ def _large(bench: Bench) -> Iterator[Sample | Figure]:
     for side, server in turns(bench, sides):
         prepare(file, cached=True)
         before = cpu(server)
-        results = bench.read(server.port, blob, sha256="")
+        with bench.on(LOAD):
+            results = bench.read(server.port, blob, sha256="")
         if failures(results):
             raise NotStarted(f"{side}: {results[0].error}")
         values = {"speed": size / last(results), "cpu_gb": (cpu(server) - before) * 1e9 / size}
@@ -103,7 +104,7 @@ def _large(bench: Bench) -> Iterator[Sample | Figure]:
     )
     yield Figure("1 GB: throughput / nginx", speed, at_least(0.9))
     yield Figure("1 GB: CPU / nginx", used, at_most(1.4))
-    with LagWatch(here) as lag:
+    with bench.on(LOAD), LagWatch(here) as lag:
         for _ in range(4):
             bench.read(here.port, blob, clients=4, sha256="")
     said = f"bystander {lag.bystander * 1000:.1f}"

@@ -46,8 +46,6 @@ _LOG_INTERVAL = 60.0
 _TROUBLED = 10.0
 # Bytes of a blob that is answered from memory: configurations, above all, which every node wants.
 _SMALL = 64 * 1024
-# What is given from memory is told to the store no more often than this, in seconds.
-_USES_INTERVAL = 1.0
 
 _log = logging.getLogger("pullthrough.cache")
 
@@ -143,16 +141,8 @@ class Blobs:
 
     def uses(self, ask: Ask, digest: Digest) -> Callable[[str], None]:
         """What is to be called whenever somebody is given the blob without `open`: it is used by that, too."""
-        user, clock, last = user_of(ask), self._clock, 0.0
-
-        def used(_client: str) -> None:
-            nonlocal last
-            now = clock()
-            if abs(now - last) >= _USES_INTERVAL:
-                last = now
-                self._store.used(digest, user)
-
-        return used
+        user, used = user_of(ask), self._store.used
+        return lambda _client: used(digest, user)
 
     async def purge(self, digest: Digest) -> bool:
         """Take the finished blob away, out of every process' memory too; False where somebody reads it.

@@ -1,6 +1,5 @@
 """The command `pullthrough`: one file a command, imported when it is asked for, since a proxy is to start soon."""
 
-import gc
 from importlib import import_module
 
 import click
@@ -21,11 +20,7 @@ class _Commands(click.Group):
         name = cmd_name.replace("-", "_")
         if name not in _COMMANDS or "_" in cmd_name:
             return None
-        # What is imported stays: to look through it for garbage, now and for ever, is of no use.
-        gc.disable()
         command = getattr(import_module(f"{__name__}.{name}"), name)
-        gc.freeze()
-        gc.enable()
         assert isinstance(command, click.Command)  # noqa: S101 - each of them has one of its name
         return command
 

@@ -2,7 +2,7 @@
 
 Invariants:
 - asyncio's sendfile hands everything it is given to one blocking call, so it is given at most a window; a window that
-  is not in the page cache is read in by a thread first. The loop never waits for the disk, and sends a few windows a
+  is not in the page cache is read in by a thread first. The loop never waits for the disk, and sends a few megabytes a
   turn (`windows`).
 - A client that does not take what it is handed within `send_timeout` is cut off. Time in which there is nothing for
   it, or its cluster is over its rate, does not count.
@@ -73,7 +73,7 @@ async def send_source(
             if not copying and not _in_page_cache(source.file.fileno(), position, end):
                 there = min(position + _BATCH, stop, await source.ready(position, from_start=start == 0))
                 await asyncio.to_thread(_read_in, source.file.fileno(), position, there)
-            await exchange.windows.turn()
+            await exchange.windows.turn(end - position)
             sent = None if copying else await _send_file(exchange, source.file, position, end)
             if sent is None:
                 copying = True

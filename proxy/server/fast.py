@@ -101,6 +101,7 @@ class FastConnection(Connection):
             self._request_count == before + 1
             and self._body is EMPTY_PAYLOAD
             and not self._upgraded
+            and data.endswith(_END)
             and data.find(_END) == len(data) - len(_END)
         )
         self._raw = data if begins and self._clean else None

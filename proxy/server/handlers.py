@@ -82,7 +82,8 @@ class Handlers:
                 self._refusals.add(exchange.refusal, exchange.client.address)
             finished = exchange.finished(loop.time())
             self._tell(finished)
-            if key is not None and exchange.repeatable is not None:
+            # One whose client left before its answer was not answered as others will be.
+            if key is not None and exchange.repeatable is not None and exchange.status == exchange.repeatable.status:
                 self._keep(house, key, exchange, finished)
             elif key is not None and exchange.decided is not None and decision is None:
                 house.answers.decide(key, _decision(exchange, house.answers.clock()))

@@ -1,7 +1,7 @@
 """How much of all bodies goes out in one turn of the event loop.
 
 Invariants:
-- In one turn no more than a few windows are sent, however many clients could take one: between turns upstreams are
+- In one turn no more than a few megabytes are sent, however many clients could take some: between turns upstreams are
   read, heads answered and clients accepted, so that none of these waits for thousands of bodies.
 - Whoever waited longest is next.
 """
@@ -9,8 +9,8 @@ Invariants:
 import asyncio
 from collections import deque
 
-# Each takes about a millisecond.
-_A_TURN = 4
+# Bytes: a few milliseconds' worth.
+_A_TURN = 4 * 1024 * 1024
 
 
 class Windows:
@@ -18,17 +18,17 @@ class Windows:
 
     def __init__(self) -> None:
         self._left = _A_TURN
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._renews = False
 
-    async def turn(self) -> None:
-        """Wait until the next window may be sent."""
-        if self._left:
-            self._left -= 1
+    async def turn(self, size: int) -> None:
+        """Wait until a window of `size` bytes may be sent."""
+        if self._left > 0:
+            self._left -= size
             self._renew_soon()
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting.append((turn, size))
         await turn
 
     def _renew_soon(self) -> None:
@@ -38,11 +38,11 @@ class Windows:
 
     def _renew(self) -> None:
         self._renews, self._left = False, _A_TURN
-        while self._left and self._waiting:
-            turn = self._waiting.popleft()
+        while self._left > 0 and self._waiting:
+            turn, size = self._waiting.popleft()
             # Whoever has left needs none.
             if not turn.done():
                 turn.set_result(None)
-                self._left -= 1
+                self._left -= size
         if self._left < _A_TURN:
             self._renew_soon()

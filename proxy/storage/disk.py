@@ -3,16 +3,17 @@
 Invariants:
 - A file under `blobs/` is whole: it came there by one rename, after its bytes had been flushed.
 - The files are the truth. The index (`index`, `room`) says what is stored and reserved for eviction's sake; `_known`
-  is a hint for this process, touched on the event loop only, and makes opening a blob one visit to a thread.
+  is a hint for this process, touched on the event loop only, and makes opening a blob one visit to a thread. One
+  that was opened a moment ago needs none: its name and inode are in memory, so that nothing waits for the disk.
 - Room is reserved, and taken from the file system, before the first byte is written.
-- A blob with readers, in whatever process, is never removed (`files`). Those of this process share one open file
-  (`_open`), so that only the first of them visits a thread.
+- A blob with readers, in whatever process, is never removed (`files`).
 - Only who has a digest's claim writes, publishes or discards its fill (`claims`).
 """
 
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from proxy.storage.directory import CacheDirectory
 from proxy.storage.eviction import ANY, Policy
 from proxy.storage.files import FillFiles, Places, WrongSize
 from proxy.storage.index import NOBODY, Index, Use
-from proxy.storage.partial import DiskBlob, DiskPartial, OpenFile, opened
+from proxy.storage.partial import DiskBlob, DiskPartial, opened
 from proxy.storage.room import Shelf
 from proxy.storage.uses import Uses
 from proxy.telemetry.events import BlobEvicted, Tell, silent
@@ -39,6 +40,10 @@ _T = TypeVar("_T")
 
 # A blob's use is told to the index, and written to its file, no more often than this, in seconds.
 _TELL_INTERVAL = 60.0
+# Uses by the same one count as one for so long, in seconds.
+_USE_INTERVAL = 1.0
+# For so long, in seconds, what was opened is at hand.
+_AT_HAND = 5.0
 
 
 @dataclass(slots=True)
@@ -46,6 +51,10 @@ class _Known:
     size: int
     told: float
     kept: bool = False
+    opened: float = -math.inf
+    # When it was last used, and by whom.
+    used: float = -math.inf
+    user: User = NOBODY
 
 
 class DiskBlobs:
@@ -72,7 +81,6 @@ class DiskBlobs:
         self._worker = worker
         self._clock = clock
         self._known: dict[Digest, _Known] = {}
-        self._open: dict[Digest, OpenFile] = {}
         self._uses = Uses(self._note)
         self._shelf: Shelf | None = None
 
@@ -116,13 +124,15 @@ class DiskBlobs:
         """See `BlobStore.open`."""
         known, now = self._known.get(digest), self._clock()
         due = known is None or now - known.told > _TELL_INTERVAL
-        if not due and (shared := self._open.get(digest)) is not None:
-            self._use(digest, shared.size, user, now, due)
-            return shared.reader()
         size = known.size if known is not None else None
+        file = self._places.blob(digest)
         try:
-            opening = asyncio.to_thread(_open_blob, self._places.blob(digest), size, now if due else None)
-            blob = await opened(opening)
+            if known is not None and not due and 0 <= now - known.opened < _AT_HAND:
+                with contextlib.suppress(BlockingIOError):
+                    blob = _open_blob(file, size, None, waits=False)
+                    self._use(digest, blob.size, user, now, due)
+                    return blob
+            blob = await opened(asyncio.to_thread(_open_blob, file, size, now if due else None))
         except (FileNotFoundError, NotADirectoryError):
             if self._known.pop(digest, None) is not None:
                 # Another process evicted it; or somebody took the file, which the index does not know yet.
@@ -136,13 +146,8 @@ class DiskBlobs:
         if known is None and not await self._is_right(digest, blob):
             return None
         self._use(digest, blob.size, user, now, due)
-        self._share(digest, blob)
+        self._known[digest].opened = now
         return blob
-
-    def _share(self, digest: Digest, blob: DiskBlob) -> None:
-        if digest not in self._open and (file := blob.shared) is not None:
-            self._open[digest] = file
-            file.when_closed(partial(self._open.__delitem__, digest))
 
     def used(self, digest: Digest, user: User) -> None:
         """See `BlobStore.used`."""
@@ -194,10 +199,13 @@ class DiskBlobs:
 
     def _use(self, digest: Digest, size: int, user: User | None, now: float, due: bool) -> None:
         user = user or NOBODY
-        kept = self._policy.keeps(user.registry, user.repository)
         known = self._known.setdefault(digest, _Known(size, now))
+        if not due and user == known.user and 0 <= now - known.used < _USE_INTERVAL:
+            return
+        known.used, known.user = now, user
         if due:
             known.told = now
+        kept = self._policy.keeps(user.registry, user.repository)
         # That a blob is one to keep is told at once: any process may be evicting.
         self._uses.add(Use(digest, size, now, user, kept), due or (kept and not known.kept))
         known.kept |= kept
@@ -275,6 +283,6 @@ class DiskBlobs:
         self._tell(BlobEvicted(reason))
 
 
-def _open_blob(file: Path, size: int | None, touch: float | None) -> DiskBlob:
-    stream = files.open_blob(file, size, touch)
-    return OpenFile(stream, os.fstat(stream.fileno()).st_size).reader()
+def _open_blob(file: Path, size: int | None, touch: float | None, waits: bool = True) -> DiskBlob:
+    stream = files.open_blob(file, size, touch, waits)
+    return DiskBlob(stream, os.fstat(stream.fileno()).st_size)

@@ -45,7 +45,7 @@ class Places:
     fills: Path
 
     def blob(self, digest: Digest) -> Path:
-        return self.blobs / digest.algorithm / digest.hex[:2] / digest.hex
+        return self.blobs / f"{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
 
     def data(self, digest: Digest) -> Path:
         return self.fills / f"{digest.algorithm}-{digest.hex}"
@@ -81,16 +81,17 @@ class FillFiles:
 # Finished blobs.
 
 
-def open_blob(file: Path, size: int | None, touch: float | None) -> BinaryIO:
+def open_blob(file: Path, size: int | None, touch: float | None, waits: bool = True) -> BinaryIO:
     """Open a finished blob with its reader's lock; with `touch`, that time becomes its last use.
 
-    Raises FileNotFoundError where there is none, WrongSize where it is not of `size` bytes.
+    Raises FileNotFoundError where there is none, WrongSize where it is not of `size` bytes, and BlockingIOError where
+    somebody has it locked and `waits` is False.
     """
     while True:
         descriptor = _open_regular(file)
         try:
             # Who holds it exclusively is about to remove it, or only asks whether it is read: soon it is known which.
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | (0 if waits else fcntl.LOCK_NB))
             status = os.fstat(descriptor)
             if status.st_nlink == 0:
                 # Removed or replaced since it was opened.

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import BinaryIO, Protocol, TypeVar
 
 from proxy.oci.digest import Digest
@@ -33,43 +33,13 @@ class Keeper(Protocol):
 class DiskBlob:
     """See `StoredBlob`. The lock on its descriptor is what keeps it from being evicted."""
 
-    def __init__(self, file: "OpenFile") -> None:
-        self.file = file.stream
-        self.size = file.size
-        # The file, for others to read as well; None once it is closed.
-        self.shared: OpenFile | None = file
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file = file
+        self.size = size
 
     def close(self) -> None:
         """See `StoredBlob.close`."""
-        if self.shared is not None:
-            self.shared.left()
-            self.shared = None
-
-
-class OpenFile:
-    """An open blob: it closes with the last of its readers, of whom there may be many."""
-
-    def __init__(self, stream: BinaryIO, size: int) -> None:
-        self.stream = stream
-        self.size = size
-        self._readers = 0
-        self._closed: Callable[[], None] = lambda: None
-
-    def reader(self) -> DiskBlob:
-        """One more."""
-        self._readers += 1
-        return DiskBlob(self)
-
-    def when_closed(self, closed: Callable[[], None]) -> None:
-        """Call it when nobody reads any more."""
-        self._closed = closed
-
-    def left(self) -> None:
-        """One less."""
-        self._readers -= 1
-        if not self._readers:
-            self._closed()
-            self.stream.close()
+        self.file.close()
 
 
 class DiskPartial:
