@@ -15,7 +15,10 @@ def distribution(bench: Bench, origin: Origin, folder: Path | None = None) -> Se
     document = {
         "version": "0.1",
         "log": {"level": "error", "accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "storage")}},
+        "storage": {
+            "filesystem": {"rootdirectory": str(folder / "storage")},
+            "cache": {"blobdescriptor": "inmemory"},
+        },
         "http": {"addr": f"127.0.0.1:{port}", "secret": "only-for-benchmarks"},
         "proxy": {"remoteurl": f"http://127.0.0.1:{origin.port}"},
     }
@@ -48,7 +51,7 @@ def zot(bench: Bench, origin: Origin) -> Server:
 
 
 def nginx_files(bench: Bench, root: Path) -> Server:
-    """nginx with one worker that serves the files below `root` by sendfile."""
+    """nginx with one worker that serves the files below `root`, by sendfile; it opens them for each request."""
     return _nginx(bench, "", f"root {root};")
 
 

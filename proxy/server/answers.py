@@ -31,7 +31,7 @@ from proxy.storage.bounded import Bounded
 from proxy.telemetry.tallies import Tally
 
 # What an answer takes besides its body.
-_OVERHEAD = 2000
+_OVERHEAD = 3000
 
 _LOOKED_AT = ("Host", "Authorization", "Range", "If-Range")
 # Where in a question the last two stand.

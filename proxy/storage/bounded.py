@@ -1,5 +1,6 @@
 """What is kept in memory, by key, within a number of bytes."""
 
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
@@ -7,9 +8,11 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 # What an entry costs besides its value, as its owner counts it: the dictionary's share and this module's.
-_OVERHEAD = 200
+_OVERHEAD = 300
 # One entry may take this share of the whole at most: it would push out too many others.
 _SHARE = 8
+# So many entries have another turn at a time: to look through all of them, where all were used, would take a while.
+_SPARED = 64
 
 
 class _Entry(Generic[V]):
@@ -30,7 +33,8 @@ class Bounded(Generic[K, V]):
     def __init__(self, limit: int) -> None:
         """`limit` in bytes; 0 keeps nothing."""
         self._limit = limit
-        self._entries: dict[K, _Entry[V]] = {}
+        # The first one is at hand in it; in a dictionary the places of those that have left would be in the way.
+        self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()
         self.size = 0
 
     def __len__(self) -> int:
@@ -65,11 +69,11 @@ class Bounded(Generic[K, V]):
             self.size -= entry.size
 
     def _shrink(self) -> None:
+        spared = 0
         while self.size > self._limit:
-            key = next(iter(self._entries))
-            entry = self._entries.pop(key)
-            if entry.used:
-                entry.used = False
-                self._entries[key] = entry
+            key, entry = next(iter(self._entries.items()))
+            if entry.used and spared < _SPARED:
+                entry.used, spared = False, spared + 1
+                self._entries.move_to_end(key)
             else:
-                self.size -= entry.size
+                self.drop(key)
