@@ -36,7 +36,7 @@ def main() -> None:
         # Here, since whoever wants no report needs no library for its plots.
         from benchmarks.plots import write_report
 
-        write_report(outcomes, arguments.report)
+        write_report(outcomes, arguments.proxy_dir.resolve(), arguments.report)
         print(f"the report is {arguments.report / 'report.md'}")
     for file in [arguments.json, arguments.report and arguments.report / "report.json"]:
         if file:

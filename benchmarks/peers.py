@@ -1,12 +1,18 @@
-"""What others offer for the same work, each configured as well as it can be. All raise NotStarted, or NotInstalled."""
+"""What others offer for the same work. All raise NotStarted, or NotInstalled.
+
+The caches are configured as well as they can be; nginx as a file server, which is a measure and no peer, has its
+defaults.
+"""
 
 import json
 import os
+import re
 import resource
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.programs import Bench, Origin, Server, free_port, program
+from benchmarks.programs import Bench, NotInstalled, Origin, Server, free_port, program
 
 
 def distribution(bench: Bench, origin: Origin, folder: Path | None = None) -> Server:
@@ -73,6 +79,24 @@ CACHES: dict[str, Callable[[Bench, Origin], Server]] = {
     "zot": zot,
     "nginx cache": nginx_cache,
 }
+
+
+def versions() -> list[str]:
+    """What those that are installed say they are."""
+    said = []
+    for names, option in (
+        (("distribution", "registry", "docker-registry"), "--version"),
+        (("zot",), "--version"),
+        (("nginx",), "-v"),
+    ):
+        try:
+            done = subprocess.run([program(*names), option], capture_output=True, text=True, check=False)
+        except NotInstalled:
+            continue
+        words = (done.stdout + done.stderr).replace("/", " ").split()
+        number = next((word for word in words if re.match(r"v?\d+\.\d+", word)), "of an unknown version")
+        said.append(f"{names[0]} {number}")
+    return said
 
 
 def _nginx(bench: Bench, shared: str, rules: str) -> Server:

@@ -219,7 +219,8 @@ class Bench:
         origin: Origin,
         cache: Path | None = None,
         upstream: Mapping[str, Any] | None = None,
-        cache_size: int | str = "100GiB",
+        cache_size: str = "100GiB",
+        memory: str = "64MiB",
         **more: Any,
     ) -> Proxy:
         """A proxy with an empty cache; `upstream` and `more` are configuration keys. Raises NotStarted."""
@@ -229,7 +230,12 @@ class Bench:
         document = {
             "listen": [{"address": f"127.0.0.1:{ports[0]}"}],
             "admin": {"address": f"127.0.0.1:{ports[1]}"},
-            "cache": {"directory": str(cache or folder / "cache"), "max_size": cache_size, "min_free": "1MiB"},
+            "cache": {
+                "directory": str(cache or folder / "cache"),
+                "max_size": cache_size,
+                "memory": memory,
+                "min_free": "1MiB",
+            },
             "upstreams": {REGISTRY: {"url": url, "default": True, **(upstream or {})}},
             "log": {"access": False},
         }

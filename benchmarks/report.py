@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.client import Result
-from benchmarks.programs import Bench, NotInstalled, NotStarted
+from benchmarks.programs import Bench, NotInstalled
 
 _COLUMNS = f"{'':54}{'here':>10}{'direct':>10}  {'others':24}bar"
 HERE = "pullthrough"
@@ -194,8 +194,8 @@ def _measured(scenario: Scenario, bench: Bench) -> Iterator[Sample | Figure]:
         yield from scenario.measure(bench)
     except NotInstalled as error:
         print(f"  {error}")
-    except NotStarted as error:
-        print(f"  {error}")
+    except Exception as error:  # noqa: BLE001 - the other scenarios are wanted all the same
+        print(f"  {type(error).__name__}: {error}")
         yield Figure("came to its end", None, at_least(1))
 
 

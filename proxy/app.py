@@ -191,7 +191,7 @@ class Application:
         worker = self._place.worker if self._place is not None else None
         directory, store = await open_store(settings, tell, self._stack, worker)
         self._store = store
-        metadata = DiskcacheMetadata(directory.metadata)
+        metadata = DiskcacheMetadata(directory.metadata, shared=worker is not None)
         self._stack.push_async_callback(metadata.close)
         await metadata.open()
         self._remembered = Remembered(metadata, settings.cache.memory // 2)

@@ -145,14 +145,13 @@ class Blobs:
         return lambda _client: used(digest, user)
 
     async def purge(self, digest: Digest) -> bool:
-        """Take the finished blob away, out of every process' memory too; False where somebody reads it.
+        """Take the finished blob away; False where there is none, or somebody reads it. Raises StorageError.
 
-        Raises StorageError.
+        Out of every process' memory it goes in any case.
         """
-        if not await self._store.remove(digest, "purge"):
-            return False
+        removed = await self._store.remove(digest, "purge")
         await self._records.delete(stored_key(digest))
-        return True
+        return removed
 
     @asynccontextmanager
     async def past(self, ask: Ask, digest: Digest, range_header: str | None, follow: bool) -> AsyncIterator[Reply]:

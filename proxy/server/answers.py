@@ -100,6 +100,8 @@ class Answers:
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.entrances = Entrances(settings.clusters, settings.trusted_proxies)
+        # What it is known by to connections, which outlive it, and are not to keep all of it.
+        self.name = object()
         # Requests are looked up by their bytes, too.
         self.by_bytes = settings.fast_path
         self.clock = clock

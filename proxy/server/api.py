@@ -275,6 +275,8 @@ class Api:
     async def _remove_blob(self, request: ApiRequest, digest: Digest) -> Any:
         stored = await self._blobs.open(digest)
         if stored is None:
+            # It may be in memory still, though it was evicted.
+            await self._purge_blob(digest)
             raise ApiError(404, f"{digest} is not in the cache")
         stored.close()
         if not await self._purge_blob(digest):

@@ -62,7 +62,7 @@ class FastConnection(Connection):
         self._listener = listener
         self._table = table
         self._entrance: Entrance | None = None
-        self._entrance_in: Answers | None = None
+        self._entrance_in: object = None
         self._clean = True
         self._raw: bytes | None = None
         self._told_gate = 0.0
@@ -79,14 +79,14 @@ class FastConnection(Connection):
 
     def entrance(self, table: Answers) -> Entrance | None:
         """Where its requests come in, as `table` tells entrances apart; None once it is closed."""
-        if self._entrance_in is not table and self.transport is not None:
+        if self._entrance_in is not table.name and self.transport is not None:
             self._entrance = table.entrances.of(self._listener, self.transport)
-            self._entrance_in = table
-        return self._entrance if self._entrance_in is table else None
+            self._entrance_in = table.name
+        return self._entrance if self._entrance_in is table.name else None
 
     def keep(self, table: Answers, answer: Answer) -> None:
         """`answer` is the one to the request that is being answered; kept under its bytes, if they are known."""
-        if table.by_bytes and self._raw is not None and self._entrance_in is table:
+        if table.by_bytes and self._raw is not None and self._entrance_in is table.name:
             table.keep((self._entrance, self._raw), answer, len(self._raw))
 
     def data_received(self, data: bytes) -> None:

@@ -207,7 +207,9 @@ class Handlers:
         if exchange.request.method == "HEAD":
             found = await self.house.blobs.head(ask, route.digest, from_records=not cached)
             headers, described = state_headers(exchange, found.verdict), _blob_headers(route, found.size)
-            self._may_repeat(exchange, found.lasting, described, b"")
+            if not cached:
+                # Elsewhere it says that the blob is here, which nobody tells the others when it is evicted.
+                self._may_repeat(exchange, found.lasting, described, b"")
             return await _head_only(exchange, headers | described)
         if not cached:
             return await passing.redirect_blob(exchange, self.house, ask, route)

@@ -4,7 +4,8 @@ Invariants:
 - A file under `blobs/` is whole: it came there by one rename, after its bytes had been flushed.
 - The files are the truth. The index (`index`, `room`) says what is stored and reserved for eviction's sake; `_known`
   is a hint for this process, touched on the event loop only, and makes opening a blob one visit to a thread. One
-  that was opened a moment ago needs none: its name and inode are in memory, so that nothing waits for the disk.
+  that was opened a moment ago needs none: on a local file system its name and inode are in memory by then, so that
+  nothing waits for the disk.
 - Room is reserved, and taken from the file system, before the first byte is written.
 - A blob with readers, in whatever process, is never removed (`files`).
 - Only who has a digest's claim writes, publishes or discards its fill (`claims`).

@@ -52,8 +52,10 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no type
 class DiskcacheMetadata:
     """The `MetadataStore` of a single machine, in `directory`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, shared: bool = False) -> None:
+        """`shared`: other processes change it, too."""
         self._directory = directory
+        self._shared = shared
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metadata")
         self._cache: Any = None
         self._stamps: Stamps | None = None
@@ -61,7 +63,13 @@ class DiskcacheMetadata:
     async def open(self) -> None:
         """Open or make the database. Raises StorageError."""
         self._cache = await self._run(self._open)
-        self._stamps = await self._run(lambda: Stamps(self._directory / "stamps"))
+        try:
+            self._stamps = await self._run(lambda: Stamps(self._directory / "stamps"))
+        except StorageError:
+            # Who is alone needs no file for it: a full disk must not keep anybody from starting.
+            if self._shared:
+                raise
+            self._stamps = Stamps(None)
 
     def stamp(self, *keys: str) -> Stamp:
         """See `MetadataStore.stamp`."""

@@ -50,8 +50,12 @@ def note(shelf: Shelf, uses: list[Use]) -> None:
         return
     with shelf.index.transaction():
         for use in uses:
-            if not shelf.index.note(use) and shelf.places.blob(use.digest).exists():
+            file = shelf.places.blob(use.digest)
+            if not shelf.index.note(use) and file.exists():
                 shelf.index.add_blobs([(use.digest, use.size, use.at)], use.user)
+            # What a lost index is made anew from. A disk that takes no writes any more still has the bytes.
+            with contextlib.suppress(OSError):
+                os.utime(file, (use.at, use.at))
 
 
 def reserve(shelf: Shelf, digest: Digest, size: int, user: User | None) -> FillFiles:

@@ -14,13 +14,13 @@ Invariants:
 
 import mmap
 import os
-from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from zlib import crc32
 
-# The first slot is everybody's.
-_SLOTS = 1 << 16
+# The first slot is everybody's. So many that two keys in use rarely share one: an answer has five, and each active tag
+# renews two every few seconds.
+_SLOTS = 1 << 20
 _BYTES = 8 * _SLOTS
 
 
@@ -39,35 +39,22 @@ class Stamp:
         return bool(self._pick(self._slots) == self._values)
 
 
-class Never:
-    """A stamp that does not hold, for want of a table."""
-
-    def holds(self) -> bool:
-        """It does not."""
-        return False
-
-
 class Stamps:
-    """The table in `file`, made where there is none."""
+    """The table in `file`, made where there is none; without one it is this process's alone."""
 
-    def __init__(self, file: Path) -> None:
-        """Blocks. Where there can be no table (no room for it, say), no stamp ever holds."""
-        self._slots: memoryview[int] | None = None
-        with suppress(OSError):
-            self._slots = _mapped(file)
-            self._slots[0] = _new()
+    def __init__(self, file: Path | None) -> None:
+        """Blocks. Raises OSError where the table cannot be had: to go on without it would keep changes from others."""
+        self._slots = memoryview(mmap.mmap(-1, _BYTES) if file is None else _mapped(file)).cast("Q")
+        self._slots[0] = _new()
 
-    def take(self, *keys: str) -> Stamp | Never:
+    def take(self, *keys: str) -> Stamp:
         """A stamp for `keys`, which are to be read after it."""
-        if self._slots is None:
-            return Never()
         return Stamp(self._slots, tuple(map(_slot, keys)))
 
     def renew(self, *keys: str) -> None:
         """`keys` have changed in the store: no stamp of theirs holds any more, in whatever process."""
-        if self._slots is not None:
-            for key in keys:
-                self._slots[_slot(key)] = _new()
+        for key in keys:
+            self._slots[_slot(key)] = _new()
 
 
 def _slot(key: str) -> int:
@@ -79,11 +66,11 @@ def _new() -> int:
     return int.from_bytes(os.urandom(8), "big")
 
 
-def _mapped(file: Path) -> "memoryview[int]":
+def _mapped(file: Path) -> mmap.mmap:
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         # A hole that could not be filled would kill the process that writes to it.
         os.posix_fallocate(descriptor, 0, _BYTES)
-        return memoryview(mmap.mmap(descriptor, _BYTES)).cast("Q")
+        return mmap.mmap(descriptor, _BYTES)
     finally:
         os.close(descriptor)

@@ -5,8 +5,8 @@ Invariants:
 - A batch is written when the next line would make it longer than `_MOST` bytes, at the latest `_DELAY` seconds after
   its first line, and at the end of the program. What kills the program loses one batch at most. Without an event loop
   nothing waits.
-- Each write is of whole lines, and of no more than a pipe takes in one piece (a single longer line excepted): the lines
-  of workers that share one never mix.
+- Each write is of whole lines, and of no more than a pipe takes in one piece (a single longer line excepted, and what
+  the stream itself kept of a write that failed): the lines of workers that share one do not mix.
 - Nobody fails for a line. What standard error does not take (its reader is gone, its disk is full) is dropped, and the
   next batch is tried anew. A reader that stands still holds the program up, as it does any that writes.
 - Lines come from several threads. What waits is a queue that any of them may add to without a lock; only who writes

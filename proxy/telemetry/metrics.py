@@ -1,5 +1,6 @@
 """Events → Prometheus metrics. Names, labels and their values are a contract (DESIGN, section 9)."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,8 @@ from prometheus_client import (
 
 from proxy.telemetry import events
 from proxy.telemetry.events import Event
+
+_log = logging.getLogger("pullthrough.telemetry")
 
 # How one value comes of those of several workers.
 _Mode = Literal["livesum", "livemax", "livemostrecent"]
@@ -137,8 +140,12 @@ class Metrics:
     def flush(self) -> None:
         """Count what was held back. For the event loop's thread, before others `collect` or `render`."""
         held_back, self._held_back = self._held_back, []
-        for count in held_back:
-            count()
+        while held_back:
+            count = held_back.pop()
+            try:
+                count()
+            except Exception as error:  # noqa: BLE001 - a full disk, say; what comes after it is counted all the same
+                _log.warning("requests could not be counted: %s", error)
 
     def requests_like(self, event: events.RequestFinished) -> RequestSeries:
         """What counts requests with the labels of `event`."""

@@ -1,5 +1,7 @@
 """What is particular to metadata in diskcache: pickles, culling, damage."""
 
+import errno
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -126,3 +128,24 @@ async def test_keys_are_listed_by_the_index(tmp_path: Path) -> None:
     with diskcache.Cache(str(tmp_path / "metadata")) as cache:
         plan = cache._sql("EXPLAIN QUERY PLAN " + metadata._SCAN, ("a", "", "b", 0.0, 10)).fetchall()
     assert [row[3].split(" (")[0] for row in plan] == ["SEARCH Cache USING INDEX Cache_key_raw"]
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+async def test_without_room_for_the_stamps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    """Who is alone goes on with its own memory; one of several does not start: others would not see its changes."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    store = DiskcacheMetadata(tmp_path, shared)
+    if shared:
+        with pytest.raises(StorageError, match="No space"):
+            await store.open()
+    else:
+        await store.open()
+        stamp = store.stamp("a")
+        assert stamp.holds()
+        await store.put({"a": b"1"}, 60)
+        assert not stamp.holds()
+    await store.close()

@@ -79,3 +79,15 @@ async def test_without_memory_all_is_read(inner: Counting) -> None:
     await store.get("a")
     await store.get("a")
     assert inner.read == ["a"] * 3
+
+
+async def test_what_was_read_long_ago_is_read_anew(inner: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After half a minute, since it may have come to its end in the store; or where the clock was set back."""
+    now = 1_800_000_000.0
+    monkeypatch.setattr("proxy.storage.remembered.time.time", lambda: now)
+    store = Remembered(inner, 1 << 20)
+    await store.put({"a": b"1"}, 60)
+    for after, read in ((0.0, 1), (29.9, 1), (30.1, 2), (59.0, 2), (58.0, 2), (10.0, 3)):
+        now = 1_800_000_000.0 + after
+        assert await store.get("a") == [b"1"]
+        assert len(inner.read) == read, after

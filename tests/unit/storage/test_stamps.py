@@ -40,18 +40,25 @@ def test_a_slot_never_has_a_value_twice(tmp_path: Path) -> None:
     assert not any(stamp.holds() for stamp in taken)
 
 
-def test_without_room_for_the_table_nothing_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk costs speed: all is read each time."""
+def test_who_is_alone_needs_no_file() -> None:
+    """A table in memory is one of its own."""
+    here, there = Stamps(None), Stamps(None)
+    stamp = here.take("a")
+    there.renew("a")
+    assert stamp.holds()
+    here.renew("a")
+    assert not stamp.holds()
+
+
+def test_without_room_there_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever went on without it would keep its changes from the others."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    stamps = Stamps(tmp_path / "stamps")
-    stamp = stamps.take("a")
-    assert not stamp.holds()
-    stamps.renew("a")
-    assert not stamp.holds()
+    with pytest.raises(OSError, match="No space"):
+        Stamps(tmp_path / "stamps")
 
 
 @given(st.lists(st.text(max_size=5), max_size=6), st.lists(st.text(max_size=5), min_size=1, max_size=3))
