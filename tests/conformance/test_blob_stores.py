@@ -51,6 +51,10 @@ class Kind:
         for store in self._open:
             await store.close()
 
+    def forget(self) -> None:
+        """Those that were closed are not closed again."""
+        self._open.clear()
+
     @property
     def evicted(self) -> list[str]:
         return [event.reason for event in self.told if isinstance(event, BlobEvicted)]
@@ -499,3 +503,66 @@ async def test_blobs_used_once_go_before_blobs_used_again(start: Start, kind: Ki
     for number in range(2, 30):
         await add(store, content(number, 10))
     assert store.holds(again)
+
+
+async def test_used_is_as_good_as_opened(start: Start, kind: Kind) -> None:
+    """Who was given a blob from memory has used it: for eviction that is the same, and no file is needed for it."""
+    store = await start(max_size=40)
+    user = User("docker.io", "library/app", "c")
+    digests = [await add(store, content(number, 10)) for number in range(4)]
+    store.used(digests[0], user)
+    store.used(digests[2], user)
+    await add(store, content(9, 20))
+    assert [store.holds(digest) for digest in digests] == [True, False, True, False]
+    assert kind.evicted == ["size", "size"]
+
+
+async def test_the_order_of_uses(start: Start, kind: Kind) -> None:
+    """The last one counts, to the second, however often a blob was used before, and whether it was opened or not."""
+    store = await start(max_size=30)
+    user = User("docker.io", "library/app", "c")
+    first, second, third = [await add(store, content(number, 10)) for number in range(3)]
+    for _ in range(5):
+        store.used(first, user)
+    kind.now += 2
+    await stored(store, second)
+    kind.now += 2
+    store.used(third, user)
+    kind.now += 2
+    store.used(second, user)
+    await add(store, content(8, 10))
+    assert [store.holds(digest) for digest in (first, second, third)] == [False, True, True]
+    await add(store, content(9, 10))
+    assert [store.holds(digest) for digest in (second, third)] == [True, False]
+
+
+async def test_used_by_whom(start: Start, kind: Kind) -> None:
+    """It is read by that user: a blob that a kept repository is given from memory is kept."""
+    policy = Policy(keep=("docker.io/library/base*",))
+    base, app = User("docker.io", "library/base-image", "c"), User("docker.io", "library/app", "c")
+    store = await start(max_size=20, policy=policy)
+    old, new = await add(store, content(1, 10), app), await add(store, content(2, 10), app)
+    store.used(old, base)
+    await stored(store, new)
+    await add(store, content(3, 10), app)
+    assert [store.holds(digest) for digest in (old, new)] == [True, False]
+
+
+async def test_what_is_not_there_cannot_be_used(start: Start) -> None:
+    """Nor does that make it be there, or be counted."""
+    store = await start()
+    store.used(Digest.of(b"missing"), User("docker.io", "library/app", "c"))
+    assert not store.holds(Digest.of(b"missing"))
+    assert await store.open(Digest.of(b"missing")) is None
+    assert await store.usage() == Usage(0, 0)
+
+
+async def test_used_survives_the_end(start: Start, kind: Kind) -> None:
+    """What was used last stays when another store, opened later, has to make room."""
+    store = await start(max_size=20)
+    old, new = await add(store, content(1, 10)), await add(store, content(2, 10))
+    store.used(old, User("docker.io", "library/app", "c"))
+    await kind.close()
+    kind.forget()
+    store = await start(max_size=10)
+    assert [store.holds(digest) for digest in (old, new)] == [True, False]

@@ -99,7 +99,11 @@ class Proxy(Served):
     @property
     def connections(self) -> list[Connection]:
         """Those of clients at the first listener, the oldest first."""
-        server = self.application.listeners[0]._runner.server
+        return self.connections_at(0)
+
+    def connections_at(self, listener: int) -> list[Connection]:
+        """Those at the listener of that number."""
+        server = self.application.listeners[listener]._runner.server
         assert server is not None
         return [one for one in server.connections if isinstance(one, Connection)]
 

@@ -13,6 +13,7 @@ from tests.fakes.clock import LoopClock
 from tests.fakes.proxy import Proxy, make_settings, running
 from tests.fakes.pushable import PushableRegistry
 from tests.fakes.registry import FakeRegistry
+from tests.scenarios.repeats import Counts, count_requests
 
 MakeSettings = Callable[..., Settings]
 
@@ -60,6 +61,12 @@ async def proxy(settings: MakeSettings) -> AsyncIterator[Proxy]:
     """A proxy in front of the fake registry."""
     async with running(settings()) as started:
         yield started
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
+    """How far the requests came of proxies that start after it."""
+    return count_requests(monkeypatch)
 
 
 @pytest.fixture

@@ -31,7 +31,9 @@ from tests.fakes.raw import Raw
 from tests.fakes.registry import FakeRegistry
 from tests.scenarios.operators import call
 
-IMAGES = [make_image(10, seed=seed) for seed in (1, 2, 3)]
+# The first one has a layer that is too large to be answered from memory.
+IMAGES = [make_image(10, 70_000, seed=1), make_image(10, seed=2), make_image(10, seed=3)]
+BLOBS = [f"/v2/team/app/blobs/{digest_of(blob)}" for blob in IMAGES[0].blobs]
 CLIENTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 CLUSTERS: list[dict[str, Any]] = [
     {"name": "two", "match": {"networks": ["127.0.0.2/32"]}, "manifests": {"tag_ttl": "1m"}},
@@ -54,7 +56,8 @@ PATHS = [
     "/v2/team/app/manifests/v1?ns=registry.test",
     "/v2/team/app/manifests/missing",
     *(f"/v2/team/app/manifests/{image.digest}" for image in IMAGES[:2]),
-    f"/v2/team/app/blobs/{digest_of(IMAGES[0].blobs[0])}",
+    *BLOBS,
+    BLOBS[1].replace("app", "other"),
     "/v2/",
 ]
 EXTRAS = [
@@ -77,11 +80,29 @@ def head(method: str, path: str, extra: str, version: str = "1.1") -> bytes:
     return f"{method} {path} HTTP/{version}\r\n{host}{extra}\r\n".encode()
 
 
-HEADS = st.builds(head, st.sampled_from(["GET", "GET", "HEAD"]), st.sampled_from(PATHS), st.sampled_from(EXTRAS))
+RANGES = [
+    "",
+    "Range: bytes=0-3\r\n",
+    "Range: bytes=5-\r\n",
+    "Range: bytes=-5\r\n",
+    "Range: bytes=20-70000\r\n",
+    "Range: bytes=70000-\r\n",
+    f'Range: bytes=1-2\r\nIf-Range: "{digest_of(IMAGES[0].blobs[2])}"\r\n',
+    "Range: bytes=0-0\r\nAuthorization: Bearer mine\r\n",
+    "Range: bytes=0-0\r\nHost: limited.test\r\n",
+]
+METHODS = st.sampled_from(["GET", "GET", "HEAD"])
+HEADS = st.one_of(
+    st.builds(head, METHODS, st.sampled_from(PATHS), st.sampled_from(EXTRAS)),
+    st.builds(head, METHODS, st.sampled_from(BLOBS), st.sampled_from(RANGES)),
+)
 USUAL = st.sampled_from([head("GET", PATHS[0], ""), head("HEAD", PATHS[0], ""), head("GET", PATHS[5], "")])
 CLIENT = st.integers(0, len(CLIENTS) - 1)
 # What is asked again after whatever happens.
-QUESTIONS = st.lists(st.tuples(st.just("ask"), CLIENT, st.one_of(USUAL, HEADS)), min_size=1, max_size=5)
+QUESTION = st.one_of(
+    st.tuples(st.just("ask"), CLIENT, st.one_of(USUAL, HEADS)), st.tuples(st.just("if"), CLIENT, st.sampled_from(BLOBS))
+)
+QUESTIONS = st.lists(QUESTION, min_size=1, max_size=5)
 EVENT = st.one_of(
     st.tuples(st.just("split"), CLIENT, st.one_of(USUAL, HEADS), st.integers(1, 40)),
     st.tuples(st.just("pipeline"), CLIENT, st.one_of(USUAL, HEADS), USUAL),
@@ -90,6 +111,7 @@ EVENT = st.one_of(
     st.tuples(st.just("advance"), st.sampled_from([0.4, 1.0, 31.0, 299.0, 301.0, 601.0, -5.0, -100.0])),
     st.tuples(st.just("move"), st.integers(0, 2)),
     st.tuples(st.just("operate"), st.sampled_from(["purge", "refresh", "hold", "release"])),
+    st.tuples(st.just("remove"), st.integers(0, len(BLOBS) - 1)),
     st.tuples(st.just("reload"), st.integers(0, len(CONFIGURATIONS) - 1)),
 )
 
@@ -119,6 +141,7 @@ class World:
             return
         headers = {name: value for name, value in client.headers.items() if name != "date"}
         self.seen.append((client.status, headers, client.body))
+        await self.settled()
         if last or headers.get("connection") == "close":
             assert await self.connections.pop(number).end() == b""
 
@@ -127,6 +150,10 @@ class World:
             case "ask", number, sent:
                 await (await self.client(number)).send(sent)
                 await self.answered(number, sent)
+            case "if", number, path:
+                # The same range without a condition, and with one that is not met.
+                for condition in ("", 'If-Range: "other"\r\n'):
+                    await self.live(("ask", number, head("GET", path, f"Range: bytes=1-2\r\n{condition}")))
             case "split", number, sent, at:
                 client = await self.client(number)
                 await client.send(sent[:at])
@@ -154,8 +181,20 @@ class World:
                 self.registry.push("team/app", "v1", IMAGES[number])
             case "operate", what:
                 await self.operate(what)
+            case "remove", number:
+                digest = digest_of(IMAGES[0].blobs[number])
+                self.seen.append(("remove", (await call(self.proxy, "DELETE", f"blobs/{digest}"))[0]))
             case "reload", number:
                 await self.proxy.application.reload(self.configure(CONFIGURATIONS[number]))
+
+    async def settled(self) -> None:
+        """Wait until no fill is under way, which would be at another time than in the other worlds, nor any request."""
+        handlers = self.proxy.application._handlers
+        assert handlers is not None
+        async with asyncio.timeout(10):
+            await handlers.idle()
+            while handlers.house.blobs._tasks:
+                await asyncio.sleep(0)
 
     async def operate(self, what: str) -> None:
         reference = "registry.test/team/app:v1"
@@ -207,10 +246,10 @@ async def lived(steps: list[tuple[Any, ...]], fast_path: bool = True, memory: st
             return make_settings(Path(folder), {"registry.test": {"url": registry.url}}, **(shipped | changed))
 
         async with running(configure({})) as proxy:
-            # No fill is to be under way at another time than in the other worlds.
-            await proxy.get(PATHS[-2])
-            await proxy.stored(1)
             world = World(proxy, registry, configure)
+            for path in BLOBS:
+                await proxy.get(path)
+                await world.settled()
             for step in steps:
                 await world.live(step)
             for client in world.connections.values():
