@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 # A blob's use is told to the index, and written to its file, no more often than this, in seconds.
 _TELL_INTERVAL = 60.0
-# Uses by the same one count as one for so long, in seconds.
+# Uses of one blob by the same one, with no other use between them, count as one for so long, in seconds.
 _USE_INTERVAL = 1.0
 # For so long, in seconds, what was opened is at hand.
 _AT_HAND = 5.0
@@ -53,9 +53,6 @@ class _Known:
     told: float
     kept: bool = False
     opened: float = -math.inf
-    # When it was last used, and by whom.
-    used: float = -math.inf
-    user: User = NOBODY
 
 
 class DiskBlobs:
@@ -82,6 +79,8 @@ class DiskBlobs:
         self._worker = worker
         self._clock = clock
         self._known: dict[Digest, _Known] = {}
+        # What was used last, by whom, and when.
+        self._latest: tuple[tuple[Digest, User] | None, float] = None, -math.inf
         self._uses = Uses(self._note)
         self._shelf: Shelf | None = None
 
@@ -201,9 +200,10 @@ class DiskBlobs:
     def _use(self, digest: Digest, size: int, user: User | None, now: float, due: bool) -> None:
         user = user or NOBODY
         known = self._known.setdefault(digest, _Known(size, now))
-        if not due and user == known.user and 0 <= now - known.used < _USE_INTERVAL:
+        latest, at = self._latest
+        if not due and latest == (digest, user) and 0 <= now - at < _USE_INTERVAL:
             return
-        known.used, known.user = now, user
+        self._latest = (digest, user), now
         if due:
             known.told = now
         kept = self._policy.keeps(user.registry, user.repository)

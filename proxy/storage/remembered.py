@@ -4,7 +4,7 @@ Invariants:
 - A value is remembered with a stamp that was taken before it was read, and counts as long as that holds: what another
   process has changed is read anew, from the moment on at which that process says that it is done.
 - That a key is absent is remembered as well.
-- When a value ends in the store is not known here, so it is remembered for a few seconds only, and may outlive its end
+- When a value ends in the store is not known here, so it is remembered for half a minute only, and may outlive its end
   by as much. That end is for what nobody reads: what a record says is judged by the times in it.
 """
 
