@@ -3,7 +3,7 @@
 # make check         ruff, mypy, import-linter and the tests
 # make test-clients  the real clients and registries (root, Debian 12, Go); installs them first
 # make screenshot    docs/status-page.png, by the status page's test in Chromium
-# make bench         load beside others, with a report in bench-report/ (10 minutes); SCENARIOS=fill for fills
+# make bench         load beside others, with a report in bench-report/ (a quarter of an hour); SCENARIOS=fill for fills
 # make clean         remove the environment; the cache stays
 
 PYTHON ?= python3

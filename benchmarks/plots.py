@@ -17,6 +17,8 @@ from benchmarks.report import HERE, METRICS, Outcome, Row, rows, table
 mpl.use("svg")
 # The same SVG for the same figures.
 mpl.rcParams["svg.hashsalt"] = "pullthrough"
+# Letters as letters: as drawings they would be most of a file.
+mpl.rcParams["svg.fonttype"] = "none"
 
 # What is drawn, where a scenario has it.
 _DRAWN = (

@@ -354,7 +354,6 @@ def use_threads(loop: asyncio.AbstractEventLoop) -> None:
 
 def stay() -> None:
     """What is here by now stays: to look through it for garbage, again and again, would stop the loop for 20 ms."""
-    gc.collect()
     gc.freeze()
 
 
