@@ -158,6 +158,27 @@ def _passing(bench: Bench) -> Iterator[Sample | Figure]:
     yield Figure("pulls that the upstream counts", max(pulls), at_most(1), nodes)
 
 
+# As Docker Hub has it for an address: so many pulls in six hours.
+_PULLS, _WINDOW = 100, 21600
+_PULLING = 150
+
+
+def _limited(bench: Bench) -> Iterator[Sample | Figure]:
+    case = f"{_PULLING} nodes, {_PULLS} pulls in six hours"
+    found: list[Sample] = []
+    for side in (DIRECT, HERE, *CACHES):
+        origin = far_origin(bench, (150, 100_000), pulls=_PULLS, window=_WINDOW)
+        start = partial(_itself, origin) if side == DIRECT else starts(bench, origin)[side]
+        if (server := tried(side, start)) is None:
+            continue
+        _, values = pulled(bench, origin, server, _PULLING)
+        found.append(Sample(case, side, {name: values[name] for name in ("seconds", "failed", "upstream_pulls")}))
+        yield found[-1]
+        server.stop()
+    failed = {one.side: one.values["failed"] for one in found}
+    yield Figure("nodes that failed", failed[HERE], at_most(0), failed[DIRECT])
+
+
 def _itself(origin: Origin) -> Server:
     return origin
 
@@ -174,5 +195,6 @@ def tried(side: str, start: Start) -> Server | None:
 SCENARIOS: Mapping[str, Scenario] = {
     "cold": Scenario("how much longer than without a cache does one client wait for an image that is not here?", _cold),
     "boot": Scenario("what does a cluster that boots cost the upstream, and how long does it wait?", _boot),
+    "limit": Scenario("how many nodes start from an upstream that counts pulls?", _limited),
     "metadata-only": Scenario("what does it cost to keep manifests only?", _passing),
 }
