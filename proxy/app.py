@@ -7,17 +7,14 @@ then closes; a second signal does not wait. SIGHUP changes the configuration of 
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from proxy.cache.ask import Records, Rights
 from proxy.cache.blobs import Blobs
@@ -27,6 +24,7 @@ from proxy.cache.manifests import Manifests
 from proxy.cache.tags import Lists
 from proxy.cache.turns import Turns
 from proxy.learnt import Learnt
+from proxy.loop import end_task, first_of, stay, use_threads
 from proxy.operating import Operating
 from proxy.policy.registry import Registries
 from proxy.server.admin import Admin
@@ -39,8 +37,10 @@ from proxy.server.house import House, lifetimes_table
 from proxy.server.listener import Listener
 from proxy.server.pace import paces
 from proxy.server.refusals import Refusals
+from proxy.server.replicas import ReplicaListener
 from proxy.server.stats import Machine
 from proxy.settings import ConfigurationError, LimitSettings, Settings, applicable, needs_restart
+from proxy.sharing import Shared, Sharing, StartError
 from proxy.storage.base import StorageError, Usage
 from proxy.storage.directory import CacheDirectory, open_directory
 from proxy.storage.disk import DiskBlobs
@@ -58,16 +58,11 @@ from proxy.upstream.configured import Upstreams
 _log = logging.getLogger("pullthrough")
 
 
-_THREADS = 32
 # Seconds.
 _SWEEP_INTERVAL = 600.0
 
 
 Reload = Callable[[Settings], Awaitable[list[str]]]
-
-
-class StartError(Exception):
-    """The program cannot start, or run on, with these settings. The message is one line for operators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +99,7 @@ class Application:
         self._learnt = Learnt(settings, clock, self._tell, spread)
         self._started_at = clock()
         self._operating: Operating | None = None
+        self._shared: Shared
         self.listeners: list[Listener] = []
         self.admin: Listener | None = None
 
@@ -115,9 +111,8 @@ class Application:
         try:
             house = await self._house()
             handlers = self._handlers = Handlers(house, self._tell, self._refusals, self.tallies)
-            assert self._store is not None  # noqa: S101 - opened with the house
             self._operating = Operating(
-                handlers, self._records, self._store, self._learnt, self._clock, self._place is not None
+                handlers, self._records, self._shared.blobs, self._learnt, self._clock, self._place is not None
             )
             self._operating.start(self._stack)
             lag = asyncio.create_task(watch_loop_lag(self._tell), name="loop lag")
@@ -194,7 +189,9 @@ class Application:
         metadata = DiskcacheMetadata(directory.metadata, shared=worker is not None)
         self._stack.push_async_callback(metadata.close)
         await metadata.open()
-        self._remembered = Remembered(metadata, settings.cache.memory // 2)
+        sharing = Sharing(settings, tell, clock, self._stack, first=not worker)
+        shared = self._shared = await sharing.open(metadata, store, directory.key)
+        self._remembered = Remembered(shared.metadata, settings.cache.memory // 2)
         upstreams, circuits, budgets = self._upstreams, self._learnt.circuits, self._learnt.budgets
         self._stack.push_async_callback(upstreams.close)
         upstreams.replace(await self._started(settings))
@@ -203,16 +200,16 @@ class Application:
         rights = Rights(records, clock)
         history = History(records, clock)
         history.start()
-        turns = Turns(store if worker is not None else None)
+        turns = Turns(store if worker is not None else None, shared.leases)
         manifests = Manifests(upstreams, records, rights, circuits, budgets, clock, tell, turns)
-        blobs = Blobs(upstreams, store, records, rights, circuits, clock, tell, worker)
+        blobs = Blobs(upstreams, shared.blobs, records, rights, circuits, clock, tell, worker, shared.region)
         lists = Lists(upstreams, records, rights, circuits, clock, tell)
         changes = Changes(records)
         for room in (history, manifests, blobs, lists, changes):
             self._stack.push_async_callback(room.close)
         return House(
             settings, Registries.of(settings.upstreams), lifetimes_table(settings), upstreams, manifests, blobs, lists,
-            changes, history, directory.key, Answers(settings, clock), tell, paces(settings.clusters, {}),
+            changes, history, shared.key, Answers(settings, clock), tell, paces(settings.clusters, {}),
         )  # fmt: skip
 
     async def _started(self, settings: Settings) -> dict[str, Upstream]:
@@ -250,6 +247,20 @@ class Application:
             self._stack.push_async_callback(listener.close)
             await listener.start()
             self.listeners.append(listener)
+        await self._listen_for_replicas(handlers)
+
+    async def _listen_for_replicas(self, handlers: Handlers) -> None:
+        key, address = self._shared.replica_key, self._settings.shared.listen
+        if key is None:
+            return
+        answers = ReplicaListener(
+            address, key, lambda: handlers.house.blobs, lambda: self._settings.limits, self._clock
+        )  # fmt: skip
+        # The last of the sockets: see `processes`.
+        sockets = self._place.sockets[-1] if self._place is not None else ()
+        listener = Listener(address, answers.handle, admin_gate(self._refusals), sockets)
+        self._stack.push_async_callback(listener.close)
+        await listener.start()
 
     def _tell_the_rest(self) -> None:
         """Have what is told in batches told in time, and at the end, when the listeners are closed."""
@@ -347,24 +358,6 @@ async def reload_at(hangup: asyncio.Event, reload: Reload, reread: Callable[[], 
             _log.info("reloaded" + (", except for what needs a restart" if left_out else ""))
 
 
-def use_threads(loop: asyncio.AbstractEventLoop) -> None:
-    """Disk, hashing and name look-ups share a pool: a few long flushes must not stop the rest."""
-    loop.set_default_executor(ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="blocking"))
-
-
-def stay() -> None:
-    """What is here by now stays: to look through it for garbage, again and again, would stop the loop for 20 ms."""
-    gc.freeze()
-
-
-async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Wait until one of `waits` is over and end the others."""
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        await end_task(task)
-
-
 def admin_gate(refusals: Refusals) -> Gate:
     """The admin listener's: whatever clients do to the others, operators come in."""
     return Gate(LimitSettings(max_connections=0, max_connections_per_client=0), (), refusals)
@@ -389,9 +382,3 @@ async def _sweep(store: DiskBlobs) -> None:
         except StorageError as error:
             _log.warning("%s", error)
         await asyncio.sleep(_SWEEP_INTERVAL)
-
-
-async def end_task(task: asyncio.Task[Any]) -> None:
-    """Cancel `task` and wait for its end."""
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

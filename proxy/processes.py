@@ -18,15 +18,11 @@ from pathlib import Path
 from proxy.app import (
     Application,
     Place,
-    StartError,
     admin_gate,
-    end_task,
-    first_of,
     open_store,
     reload_at,
-    stay,
-    use_threads,
 )
+from proxy.loop import end_task, first_of, stay, use_threads
 from proxy.server.admin import Admin
 from proxy.server.admin_access import AdminAccess
 from proxy.server.api import ApiRequest, ApiResponse, failed
@@ -37,6 +33,7 @@ from proxy.server.sockets import bind_shared
 from proxy.server.stats import Machine
 from proxy.server.supervisor import Supervisor, Task, WorkerError
 from proxy.settings import ClusterLimitSettings, Settings
+from proxy.sharing import StartError
 from proxy.storage.base import StorageError, Usage
 from proxy.storage.disk import DiskBlobs
 from proxy.telemetry.events import silent
@@ -185,13 +182,17 @@ class _Fleet:
     async def _bind(self) -> list[list[list[socket.socket]]]:
         """For each worker its sockets for each address."""
         sockets: list[list[list[socket.socket]]] = [[] for _ in range(self.count)]
-        for position, address in enumerate(self.addresses):
+        # The last one is for other replicas, where there may be some.
+        shared = self._settings.shared
+        replicas = [shared.listen] if shared.metadata is not None else []
+        for position, address in enumerate([*self.addresses, *replicas]):
             bound = await asyncio.to_thread(bind_shared, address, self.count)
             for mine, several in zip(sockets, bound, strict=True):
                 mine.append(several)
                 for one in several:
                     self._stack.callback(one.close)
-            self.addresses[position] = type(address)(address.host, bound[0][0].getsockname()[1])
+            if position < len(self.addresses):
+                self.addresses[position] = type(address)(address.host, bound[0][0].getsockname()[1])
         return sockets
 
     def _not_ready(self) -> str | None:

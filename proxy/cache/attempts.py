@@ -17,7 +17,7 @@ Invariants:
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -200,9 +200,9 @@ class Attempts(Generic[T]):
         subject = self._subject(ask, reference)
         # Not by the key: for one reference and the same rights it is one turn, whatever is wanted of it.
         turn = f"{self._kind} {ask.repository} {reference} {ask.principal.limited_as} {generation!r}"
-        with ExitStack() as taken:
+        async with AsyncExitStack() as taken:
             await self._probe(subject, probed, usable, taken)
-            mine = self._turns.take(turn)
+            mine = await self._turns.take(turn)
             followed = not mine
             if followed:
                 self._following.add(key)
@@ -211,7 +211,7 @@ class Attempts(Generic[T]):
                 finally:
                     self._following.discard(key)
             if mine:
-                taken.callback(self._turns.give_back, turn)
+                taken.push_async_callback(self._turns.give_back, turn)
             if followed:
                 self._circuits.raise_if_open(subject)
             if not mine and not probed:
@@ -219,7 +219,7 @@ class Attempts(Generic[T]):
                 await self._probe(subject, self._circuits.probed(subject, usable, proved=True), False, taken)
             return await self._learning(ask, reference, attempt, generation)
 
-    async def _probe(self, subject: Subject, probed: tuple[Scope, ...], waits: bool, taken: ExitStack) -> None:
+    async def _probe(self, subject: Subject, probed: tuple[Scope, ...], waits: bool, taken: AsyncExitStack) -> None:
         """Take the turns of the circuits of `probed`; `taken` gives them back.
 
         Another process's probe is waited for where nobody does for this one. Raises LeftAlone where that failed, or is
@@ -227,8 +227,8 @@ class Attempts(Generic[T]):
         """
         for scope in probed:
             turn = "probe " + "/".join(scope)
-            if self._turns.take(turn) or (waits and await self._turns.wait(turn, LONGEST_ATTEMPT)):
-                taken.callback(self._turns.give_back, turn)
+            if await self._turns.take(turn) or (waits and await self._turns.wait(turn, LONGEST_ATTEMPT)):
+                taken.push_async_callback(self._turns.give_back, turn)
             elif not waits and (circuit := self._circuits.failing(subject)) is not None:
                 raise left_alone(subject, circuit, self._clock())
         if probed and self._turns.shared:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
 from proxy.cache.ask import Ask
-from proxy.cache.download import Request
+from proxy.cache.place import Place, Request
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import content_type_of
 from proxy.oci.ranges import parse_content_range
@@ -63,6 +63,11 @@ def ranges_of(digest: Digest, upstream: Upstream) -> Request:
         )
 
     return request
+
+
+def upstream_place(digest: Digest, upstream: Upstream) -> Place:
+    """The `upstream` as a place of the blob, the same whatever a reload does meanwhile."""
+    return Place("upstream", ranges_of(digest, upstream), upstream.slots, upstream.parallel)
 
 
 def is_page(reply: Reply) -> bool:

@@ -1,7 +1,7 @@
 """Blobs: present, filling or absent; and who may be given them (DESIGN, sections 5 and 6).
 
 Invariants:
-- There is at most one fill for a digest in a process (`_fills`); its task is owned here and ended by `close`.
+- There is at most one fill for a digest in a process (`fills`).
 - A principal is served only with a proof for its repository and the blob's membership there, however the bytes came.
 - Trouble with the cache turns a request into a stream past it (`Uncacheable`), never into the client's error.
 """
@@ -15,16 +15,18 @@ from dataclasses import replace
 
 from proxy.cache.ask import Ask, Clock, Records, Rights, user_of
 from proxy.cache.attempts import Attempts
-from proxy.cache.blob_origin import BlobOrigin, is_page, ranges_of
+from proxy.cache.blob_origin import BlobOrigin, is_page
 from proxy.cache.blob_rights import BlobRights, Right
-from proxy.cache.bodies import BlobAnswer, BlobHead, Brought, Present, whole
+from proxy.cache.bodies import BlobAnswer, BlobHead, BlobSource, Brought, Present, whole
 from proxy.cache.circuits import Circuits
 from proxy.cache.download import Uncacheable
 from proxy.cache.fill import Fill
+from proxy.cache.fills import Fills
 from proxy.cache.known import Lasting
-from proxy.cache.means import LeftBehindWrong, Means, OtherSource
+from proxy.cache.means import OtherSource
 from proxy.cache.readers import FillReader
-from proxy.cache.records import UNKNOWN_SIZE, dump_time, load_time, stored_key, wrong_key
+from proxy.cache.records import UNKNOWN_SIZE, stored_key
+from proxy.cache.region import Region
 from proxy.cache.speed import Speed
 from proxy.oci.digest import Digest
 from proxy.oci.ranges import first_position, starts_past_zero
@@ -34,16 +36,9 @@ from proxy.telemetry.events import Tell
 from proxy.upstream.client import Reply, Upstream
 from proxy.upstream.errors import (
     UpstreamError,
-    UpstreamMissing,
-    UpstreamRefused,
-    WrongDigest,
 )
 
-# No `negative_ttl` in use is longer; what is older is dropped.
-_LONGEST_WRONG = 86400.0
 _LOG_INTERVAL = 60.0
-# For so long, in seconds, a blob that could not be kept is not tried to be kept again.
-_TROUBLED = 10.0
 # Bytes of a blob that is answered from memory: configurations, above all, which every node wants.
 _SMALL = 64 * 1024
 
@@ -63,8 +58,13 @@ class Blobs:
         clock: Clock,
         tell: Tell,
         worker: int | None = None,
+        region: Region | None = None,
     ) -> None:
-        """`worker`: this process's number among those that share the store; None where there is no other."""
+        """`worker`: this process's number among those that share the store; None where there is no other.
+
+        `region`: what other replicas have, where there may be others.
+        """
+        self._region = region or Region(tell)
         self._upstreams = upstreams
         self._origin = BlobOrigin(upstreams)
         self._store = store
@@ -72,14 +72,13 @@ class Blobs:
         self._rights = rights
         self._clock = clock
         self._tell = tell
-        self._fills: dict[Digest, Fill] = {}
-        self._tasks: dict[asyncio.Task[None], Fill] = {}
-        self._wrong: dict[tuple[str, Digest], float] = {}
         self._worker = worker
         self._last_logged = 0.0
-        self._troubled: dict[Digest, float] = {}
         self._attempts: Attempts[int] = Attempts("blob", records, rights, circuits, clock)
         self._access = BlobRights(records, rights, self._attempts, self._origin, self._size_here, clock)
+        self._fills = Fills(
+            upstreams, store, records, rights, self._attempts, self._access, clock, tell, worker, self._region
+        )
 
     async def open(
         self, ask: Ask, digest: Digest, range_header: str | None, lasting: Lasting | None = None
@@ -96,9 +95,9 @@ class Blobs:
                 stored = await self._open_stored(ask, digest)
                 if stored is not None and (answer := await self._present(ask, digest, stored, lasting)) is not None:
                     return answer
-            self._raise_if_troubled(digest)
+            self._fills.raise_if_troubled(digest)
             if starts_past_zero(range_header):
-                await self._raise_if_wrong(ask, digest)
+                await self._fills.raise_if_wrong(ask, digest)
             _, reader, verdict = await self._join(ask, digest, first_position(range_header))
             return BlobAnswer(reader, verdict)
         except Uncacheable as error:
@@ -127,6 +126,14 @@ class Blobs:
             raise Uncacheable(f"{digest} is damaged, and being read")
         return None
 
+    async def redirect(self, ask: Ask, digest: Digest) -> tuple[str, Verdict] | None:
+        """Where `ask` can have the blob straight from the object store; None where it is better given from here.
+
+        The address is a credential for this blob, for a while. Raises UpstreamError where `ask` has no right to it.
+        """
+        address = await self._region.address(digest, _SMALL)
+        return None if address is None else (address, (await self._access.ensure(ask, digest)).verdict)
+
     async def head(self, ask: Ask, digest: Digest, from_records: bool) -> BlobHead:
         """What is known of the blob, without a fill. `from_records`: what was recorded is enough, present or not."""
         if from_records:
@@ -147,11 +154,37 @@ class Blobs:
     async def purge(self, digest: Digest) -> bool:
         """Take the finished blob away; False where there is none, or somebody reads it. Raises StorageError.
 
-        Out of every process' memory it goes in any case.
+        Out of every process' memory it goes in any case, and out of every replica where there are several.
         """
-        removed = await self._store.remove(digest, "purge")
-        await self._records.delete(stored_key(digest))
-        return removed
+        removed = await self.drop(digest, "purge")
+        return await self._region.purge(digest) or removed
+
+    async def drop(self, digest: Digest, reason: str = "digest") -> bool:
+        """Take the finished blob away from this replica: see `purge`."""
+        try:
+            return await self._store.remove(digest, reason)
+        finally:
+            await self._records.delete(stored_key(digest))
+            await self._region.lost(digest)
+
+    async def for_replica(self, digest: Digest, source: bytes) -> BlobSource | None:
+        """The blob, or what some process here is filling of it from `source`, for another replica; None for neither.
+
+        Raises UpstreamError or Uncacheable where the fill that it was to come from has failed.
+        """
+        with contextlib.suppress(StorageError):
+            if (stored := await self._store.open(digest)) is not None:
+                return Present(stored)
+        fill = self._fills.for_replica(digest, source)
+        if fill is None:
+            return None
+        reader = fill.join(fill.ask)
+        try:
+            await reader.confirmed()
+        except BaseException:
+            await reader.close()
+            raise
+        return reader
 
     @asynccontextmanager
     async def past(self, ask: Ask, digest: Digest, range_header: str | None, follow: bool) -> AsyncIterator[Reply]:
@@ -188,15 +221,15 @@ class Blobs:
                 stored.close()
                 await self._access.ensure(ask, digest)
                 return Brought(stored.size, here=True)
-            self._raise_if_troubled(digest)
+            self._fills.raise_if_troubled(digest)
             try:
                 fill, reader, _ = await self._join(ask, digest, 0, speed, brings=True)
                 try:
-                    await self._over(fill)
+                    await self._fills.over(fill)
                 finally:
                     await reader.close()
             except asyncio.CancelledError:
-                self._abandon(digest)
+                self._fills.abandon(digest)
                 raise
             if isinstance(fill.error, UpstreamError) and fill.ask.rights != ask.rights:
                 # Somebody else's failure.
@@ -217,14 +250,11 @@ class Blobs:
     @property
     def fills(self) -> list[Fill]:
         """What is under way."""
-        return [fill for fill in self._tasks.values() if not fill.over]
+        return self._fills.running
 
     async def close(self) -> None:
         """End all fills and wait for them; those that only have to be put in place are let finish."""
-        for task, fill in self._tasks.items():
-            if not fill.verified:
-                task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._fills.close()
         await self._attempts.close()
 
     # Fills.
@@ -235,12 +265,12 @@ class Blobs:
         """A reader of the fill, one that runs or a new one; see `bring` for `speed` and for what it `brings`."""
         generation = await self._attempts.generation(ask)
         while True:
-            fill = self._fills.get(digest)
+            fill = self._fills.of(digest)
             own = fill is None or not fill.joinable
             if fill is not None and not own and fill.source != self._upstreams[ask.repository.registry].source:
                 raise OtherSource(f"{digest} is on its way from elsewhere")
             if fill is None or own:
-                fill = self._start_fill(ask, digest, start, generation, speed)
+                fill = self._fills.start(ask, digest, start, generation, speed)
                 fill.for_readers = not brings
             # Who keeps to no speed has not asked for that of another's job either.
             reader = fill.join(ask, reads=not brings or speed is None)
@@ -263,87 +293,6 @@ class Blobs:
                 raise
             return fill, reader, verdict
 
-    def _start_fill(self, ask: Ask, digest: Digest, start: int, generation: bytes | None, speed: Speed | None) -> Fill:
-        ended = self._attempts.begin(ask, digest, generation)
-        upstream = self._upstreams[ask.repository.registry]
-
-        async def granted(asked: Ask, media_type: str, size: int) -> None:
-            self._attempts.succeeded(asked, digest)
-            await self._rights.grant(asked, digest, media_type, size, generation)
-
-        async def refused(asked: Ask, error: UpstreamRefused | UpstreamMissing) -> None:
-            await self._attempts.failed(asked, digest, error, generation)
-
-        async def failed(asked: Ask, error: UpstreamError) -> None:
-            if isinstance(error, WrongDigest):
-                await self._remember_wrong(ask, digest)
-                for one in fill.granted.values():
-                    await self._rights.withdraw(one, digest)
-            of_the_client = isinstance(error, UpstreamRefused | UpstreamMissing)
-            if not of_the_client and not isinstance(error, LeftBehindWrong):
-                await self._attempts.failed(asked, digest, error, generation)
-            # Clients choose what they ask for, and whoever asks for what is not theirs is to fill no log.
-            level = logging.DEBUG if of_the_client else logging.WARNING
-            _log.log(level, "fill of %s from %s failed: %s", digest, ask.repository, error)
-
-        means = Means(
-            self._store, upstream.slots, upstream.parallel, ranges_of(digest, upstream), granted, refused, failed,
-            self._tell, upstream.source, self._worker or 0, self._worker is not None, speed,
-        )  # fmt: skip
-        fill = self._fills[digest] = Fill(digest, ask, start, means)
-        task = asyncio.get_running_loop().create_task(self._run_fill(fill), name=f"fill {digest}")
-        self._tasks[task] = fill
-        task.add_done_callback(self._tasks.pop)
-        task.add_done_callback(lambda _: ended())
-        return fill
-
-    async def _over(self, fill: Fill) -> None:
-        if tasks := [task for task, one in self._tasks.items() if one is fill]:
-            await asyncio.wait(tasks)
-
-    def _abandon(self, digest: Digest) -> None:
-        """End the fill that began for no reader if nobody has it. Its task is awaited by `close`, like all of them."""
-        fill = self._fills.get(digest)
-        if fill is None or fill.for_readers or fill.progress[1] or fill.verified:
-            return
-        fill.joinable = False
-        for task, one in self._tasks.items():
-            if one is fill:
-                task.cancel()
-
-    async def _run_fill(self, fill: Fill) -> None:
-        try:
-            await fill.run()
-            if isinstance(fill.error, Uncacheable) and not isinstance(fill.error, OtherSource):
-                self._troubled = {key: at for key, at in self._troubled.items() if self._is_recent(at)}
-                self._troubled[fill.digest] = self._clock()
-        finally:
-            if self._fills.get(fill.digest) is fill:
-                del self._fills[fill.digest]
-
-    def _is_recent(self, at: float) -> bool:
-        return abs(self._clock() - at) < _TROUBLED
-
-    def _raise_if_troubled(self, digest: Digest) -> None:
-        """A blob that could not be kept a moment ago is streamed at once: its client gets one body, not a cut one."""
-        if self._is_recent(self._troubled.get(digest, -_TROUBLED)):
-            raise Uncacheable(f"{digest} could not be kept a moment ago")
-
-    async def _remember_wrong(self, ask: Ask, digest: Digest) -> None:
-        now, registry = self._clock(), ask.repository.registry
-        self._wrong = {key: at for key, at in self._wrong.items() if abs(now - at) < _LONGEST_WRONG}
-        self._wrong[registry, digest] = now
-        await self._records.put({wrong_key(registry, digest): dump_time(now)}, _LONGEST_WRONG)
-
-    async def _raise_if_wrong(self, ask: Ask, digest: Digest) -> None:
-        """A client whose body was cut for its digest comes back for the rest: it must not begin the next round."""
-        registry, now = ask.repository.registry, self._clock()
-        at = self._wrong.get((registry, digest))
-        if at is None and self._worker is not None:
-            at = load_time((await self._records.get(wrong_key(registry, digest)))[0])
-        if at is not None and abs(now - at) < ask.lifetimes.negative_ttl:
-            raise WrongDigest(f"{ask.repository} {digest} had other bytes a moment ago; ask for all of it")
-
     async def _open_stored(self, ask: Ask, digest: Digest) -> StoredBlob | None:
         try:
             return await self._store.open(digest, user_of(ask))
@@ -364,4 +313,4 @@ class Blobs:
             _log.error("a blob is streamed past the cache: %s", error)
 
     def _is_here(self, digest: Digest) -> bool:
-        return digest in self._fills or self._store.holds(digest)
+        return self._fills.of(digest) is not None or self._store.holds(digest)

@@ -13,11 +13,11 @@ Invariants:
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
 from proxy.cache.ask import Ask
 from proxy.cache.filling import Filling
+from proxy.cache.place import Place, RangeReply
 from proxy.cache.plan import FIRST_RANGE, Gain, Next, Pace, Running, next_range
 from proxy.oci.digest import Digest
 from proxy.oci.manifest import content_type_of
@@ -25,7 +25,6 @@ from proxy.oci.ranges import parse_content_range
 from proxy.storage.base import PartialBlob
 from proxy.storage.fillmap import BLOCK
 from proxy.telemetry.events import FillResumed, Tell
-from proxy.upstream.client import Reply
 from proxy.upstream.errors import (
     RangeRefused,
     UpstreamError,
@@ -34,12 +33,9 @@ from proxy.upstream.errors import (
     UpstreamMissing,
     UpstreamRefused,
 )
-from proxy.upstream.slots import Slots
 
 T = TypeVar("T")
 
-# Tries in a row that bring nothing.
-_TRIES = 6
 _FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 8.0
 # Pieces under this many bytes are gathered for so many seconds, where fewer bytes a second come than that.
@@ -48,9 +44,6 @@ _GATHER = 0.015
 _FAST = 100e6
 # How often it is looked at who waits, in seconds: a range can slow down while a reader counts on it.
 _LOOK = 0.1
-
-# Asks for a range, or for all (None), with somebody's rights, at an address where one is known.
-Request = Callable[[Ask, tuple[int, int] | None, str | None], AbstractAsyncContextManager[Reply]]
 
 
 class Uncacheable(Exception):
@@ -84,14 +77,13 @@ class _Stream(Running):
 class Download:
     """All that is missing of one blob. `run` is called once."""
 
-    def __init__(
-        self, digest: Digest, filling: Filling, request: Request, slots: Slots, parallel: int, tell: Tell
-    ) -> None:
+    def __init__(self, digest: Digest, filling: Filling, place: Place, tell: Tell) -> None:
         self._digest = digest
         self._filling = filling
-        self._request = request
-        self._slots = slots
-        self._gain = Gain(parallel)
+        self._request = place.request
+        self._slots = place.slots
+        self._gain = Gain(place.parallel)
+        self._tries = place.tries
         self._received = 0
         self._tell = tell
         self._partial: PartialBlob | None = None
@@ -253,7 +245,7 @@ class Download:
         if self._streams and not stream.received:
             # Others still bring bytes: this one may have been one too many.
             self._gain.refused(len(self._streams))
-        if not self._streams and self._failures > _TRIES:
+        if not self._streams and self._failures > self._tries:
             raise error
         self._not_before = asyncio.get_running_loop().time() + pause
 
@@ -283,7 +275,7 @@ class Download:
             await self._found(ask, "", size)
             self._confirmed = True
 
-    async def _accept(self, stream: _Stream, ask: Ask, reply: Reply) -> int:
+    async def _accept(self, stream: _Stream, ask: Ask, reply: RangeReply) -> int:
         """Take the head of an answer to the range of `stream`; gives where its body begins. Raises UpstreamInvalid."""
         registry = ask.repository.registry
         position = 0
@@ -325,7 +317,7 @@ class Download:
             return
         self._partial = await self._filling.found(ask, media_type, size)
 
-    async def _receive(self, stream: _Stream, position: int, reply: Reply) -> None:
+    async def _receive(self, stream: _Stream, position: int, reply: RangeReply) -> None:
         """Write the body, which begins at `position`, up to the end of the range or of the bytes that are wanted."""
         async for piece in reply.pieces():
             view = memoryview(piece)

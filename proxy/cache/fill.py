@@ -23,17 +23,19 @@ Invariants (DESIGN, section 5):
 import asyncio
 import logging
 from collections.abc import Iterator
-from typing import BinaryIO
+from contextlib import AsyncExitStack
 
 from proxy.cache.ask import Ask, user_of
 from proxy.cache.download import Download, Uncacheable
 from proxy.cache.hashing import hash_front, unless_hashing_fails
 from proxy.cache.means import LeftBehindWrong, Means, OtherSource
-from proxy.cache.readers import FillReader, Readers
+from proxy.cache.place import Place
+from proxy.cache.region import Wanted
+from proxy.cache.shown import Shown
 from proxy.cache.speed import Brake
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
-from proxy.storage.base import PartialBlob, StorageError, StoredBlob, User
+from proxy.storage.base import PartialBlob, StorageError, User
 from proxy.storage.claims import named_claim
 from proxy.storage.fillmap import BadMap, FillState
 from proxy.telemetry.events import DigestMismatch, FillEnded, FillStarted
@@ -48,115 +50,40 @@ from proxy.upstream.errors import (
 
 _log = logging.getLogger("pullthrough.cache")
 
-# A reader looks so far ahead, in bytes.
-_AHEAD = 1024 * 1024
 # How often another process's fill is looked at, in seconds.
 _POLL = 0.02
 _TRIES = 20
 
 
-class Fill:
+class Fill(Shown):
     """One blob on its way into the store. `run` is its task; everybody else only watches."""
 
     def __init__(self, digest: Digest, ask: Ask, start: int, means: Means) -> None:
-        self.digest = digest
-        self.ask = ask
+        super().__init__(digest, ask)
         # Claimed before the digest: of all processes one for each source tries to fill it.
         self._turn = named_claim(means.source + str(digest).encode())
-        self.began = asyncio.get_running_loop().time()
-        self.size = 0
-        self.verified = False
-        self.over = False
-        # Nobody is to join any more: it has failed, or may be closing its files.
-        self.joinable = True
-        self.error: Exception | None = None
         # A client caused it, so that it goes on when everybody has left.
         self.for_readers = True
         # The blob was in the store already, put there by another process.
         self.present = False
+        # Only to be read while another process fills it: a further replica asks, which says nothing of rights.
+        self.follows = False
         # Whom the upstream has answered with the blob, by their rights.
         self.granted: dict[tuple[Repository, str], Ask] = {}
         self._failed_ask = ask
         self._start = start
         self._means = means
-        self._readers = Readers(self._sendable)
         self.brake = Brake(means.speed, lambda: self._readers.reading > 0 or any(True for _ in self.waiting()))
-        self._confirmed: asyncio.Future[BinaryIO] = asyncio.get_running_loop().create_future()
-        self._partial: PartialBlob | None = None
-        self._stored: StoredBlob | None = None
-        self._restored = False
-        # The bytes are known to be wrong: nobody gets any more of them.
-        self._spoilt = False
+        # Bytes of it may be an earlier run's, or another replica's.
+        self._inherited = False
         self._failures = 0
         self._more = asyncio.Event()
-        self._download: Download | None = None
+        self._place: Place = means.upstream
 
     @property
     def source(self) -> bytes:
         """See `Means`."""
         return self._means.source
-
-    # Readers.
-
-    @property
-    def file(self) -> BinaryIO:
-        """Where the bytes are, once it is confirmed."""
-        return self._confirmed.result()
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Bytes that are in the file, hashed or not, and how many readers there are."""
-        arrived = self.size if self.over or self._partial is None else self._partial.map.arrived
-        return (0 if self.size == 0 else arrived), len(self._readers)
-
-    def join(self, ask: Ask, reads: bool = True) -> FillReader:
-        """A reader with the rights of `ask`, of a fill that is joinable and has the source that `ask` has.
-
-        Whoever joins closes the reader. `reads` False: it only wants the blob to be there, at the fill's own speed.
-        """
-        reader = FillReader(self)
-        self._readers.add(reader, ask, reads)
-        return reader
-
-    def vouched(self, reader: object) -> None:
-        """The upstream has said that `reader` may have the blob: it may be asked for with its rights from now on."""
-        self._readers.vouched(reader)
-
-    async def confirmed(self) -> None:
-        """Wait until the upstream has confirmed the blob and room was made for it.
-
-        Raises Uncacheable, or the UpstreamError that the fill met instead, then or since.
-        """
-        await asyncio.shield(self._confirmed)
-        if self.error is not None:
-            raise self.error.with_traceback(None)
-
-    async def readable(self, position: int, from_start: bool) -> int:
-        """Wait until the byte at `position` may be sent; gives the end of what may be sent from there on.
-
-        Raises the error that ended the fill.
-        """
-        while (end := self._sendable(position, from_start)) <= position or self._spoilt:
-            if self.error is not None:
-                # Every reader raises the same exception; with their traces it would keep all of them alive.
-                raise self.error.with_traceback(None)
-            if self._download is not None:
-                self._download.look.set()
-            await self._readers.wait(position, from_start)
-        return end
-
-    async def left(self, reader: object) -> None:
-        """`reader` is done."""
-        self._readers.drop(reader)
-        self._let_go()
-
-    def _sendable(self, position: int, from_start: bool) -> int:
-        if self.verified:
-            return self.size
-        if self._partial is None:
-            return position
-        end = self._partial.map.readable(position, _AHEAD)
-        return min(end, self.size - 1) if from_start else end
 
     # The life of a fill.
 
@@ -216,6 +143,8 @@ class Fill:
             self._partial_ended(self._partial.map.state)
             return
         registry = self.ask.repository.registry
+        if self.follows:
+            raise UpstreamMissing(f"nobody fills {self.digest} here")
         self._means.tell(FillStarted(registry))
         try:
             await self._bring()
@@ -236,20 +165,36 @@ class Fill:
                 await self._partial.discard()
                 self._partial.close()
                 self._partial = None
-        self._restored = self._partial is not None and self._partial.map.arrived > 0
+        self._inherited = self._partial is not None and self._partial.map.arrived > 0
         hashing = asyncio.get_running_loop().create_task(self._hash(), name=f"hash of {self.digest}")
         try:
-            if self._partial is not None and self._partial.map.gap(0) is None:
-                self._confirm(self._partial.size, self._partial.file)
-            else:
-                self._download = Download(self.digest, self, means.request, means.slots, means.parallel, means.tell)
-                downloading = self._download.run(self._partial, self._start)
-                await unless_hashing_fails(downloading, hashing)
-            await self._finish(await hashing)
+            async with AsyncExitStack() as leased:
+                if self._partial is not None and self._partial.map.gap(0) is None:
+                    self._confirm(self._partial.size, self._partial.file)
+                else:
+                    await unless_hashing_fails(self._download_from_places(leased), hashing)
+                await self._finish(await hashing)
         finally:
-            self._download = None
+            self._look = None
             hashing.cancel()
             await asyncio.gather(hashing, return_exceptions=True)
+
+    async def _download_from_places(self, leased: AsyncExitStack) -> None:
+        means = self._means
+        wanted = Wanted(self.digest, means.source, means.upstream, lambda: means.ensure(self.ask))
+        places = means.region.places(wanted, leased)
+        while self._partial is None or self._partial.map.gap(0) is not None:
+            place = self._place = await places.next()
+            self._inherited |= not place.vouches
+            download = Download(self.digest, self, place, means.tell)
+            self._look = download.look
+            try:
+                await download.run(self._partial, self._start)
+            except UpstreamError as error:
+                if place.vouches:
+                    raise
+                # What has come stays, and the next place goes on with it.
+                _log.debug("%s does not come from the %s any more: %s", self.digest, place.kind, error)
 
     async def _finish(self, hashed: str) -> None:
         partial = self._partial
@@ -257,12 +202,14 @@ class Fill:
         if hashed != self.digest.hex:
             self._spoilt = True
             await partial.discard()
-            if self._restored:
-                raise LeftBehindWrong(f"what an earlier run left of {self.digest} was wrong")
+            if self._inherited:
+                self._means.region.distrust(self.digest)
+                raise LeftBehindWrong(f"what an earlier run, or another replica, had of {self.digest} was wrong")
             raise self._wrong()
         self._verified()
         try:
             await partial.publish()
+            await self._means.region.stored(self.digest)
             self._stored = await self._means.store.open(self.digest, self._user)
         except StorageError as error:
             # Every byte is here and right: only keeping it failed, which no reader needs to know.
@@ -316,36 +263,6 @@ class Fill:
             self._spoilt = True
             self._fail(UpstreamInvalid(f"{self.ask.repository} {self.digest}: another process gave its file up"))
 
-    def _verified(self) -> None:
-        self.verified = True
-        self._readers.wake()
-
-    def _confirm(self, size: int, file: BinaryIO) -> None:
-        if not self._confirmed.done():
-            self.size = size
-            self._confirmed.set_result(file)
-
-    def _fail(self, error: Exception) -> None:
-        if self.verified:
-            return
-        self.error, self.joinable = error, False
-        if not self._confirmed.done():
-            self._confirmed.set_exception(error)
-            # Whoever waits is told; if nobody does, that is no mistake.
-            self._confirmed.exception()
-        self._readers.wake(everybody=True)
-
-    def _let_go(self) -> None:
-        """Close the files once the fill is over and its last reader has left."""
-        if not self.over or self._readers:
-            return
-        partial, self._partial = self._partial, None
-        stored, self._stored = self._stored, None
-        if partial is not None:
-            partial.close()
-        if stored is not None:
-            stored.close()
-
     # What the download asks of it (`filling.Filling`).
 
     def lender(self, refused: set[object]) -> Ask | None:
@@ -357,7 +274,8 @@ class Fill:
 
     async def refused(self, ask: Ask, error: UpstreamRefused | UpstreamMissing) -> None:
         """See `Filling.refused`."""
-        await self._means.refused(ask, error)
+        if self._place.vouches:
+            await self._means.refused(ask, error)
 
     def waiting(self) -> Iterator[int]:
         """See `Filling.waiting`: this process's readers, then those of others."""
@@ -367,15 +285,16 @@ class Fill:
 
     async def found(self, ask: Ask, media_type: str, size: int) -> PartialBlob:
         """See `Filling.found`. Raises NoRoom, StorageError or UpstreamInvalid."""
-        await self._means.granted(ask, media_type, size)
-        self.granted[ask.rights] = ask
+        if self._place.vouches:
+            await self._means.granted(ask, media_type, size)
+            self.granted[ask.rights] = ask
         if self._partial is not None and self._partial.size != size:
             if self._confirmed.done():
                 raise UpstreamInvalid(f"{ask.repository.registry} changed the length of {self.digest}")
             # An earlier run was told another length: that was of no use.
             await self._partial.discard()
             self._partial.close()
-            self._partial, self._restored = None, False
+            self._partial, self._inherited = None, False
         if size == 0 and not self.digest.matches(b""):
             # There is no last byte that could be held back.
             raise self._wrong()
@@ -392,8 +311,9 @@ class Fill:
 
     def failing(self, ask: Ask | None) -> None:
         """See `Filling.failing`."""
-        self.joinable = False
-        self._failed_ask = ask or self.ask
+        if self._place.vouches:
+            self.joinable = False
+            self._failed_ask = ask or self.ask
 
     @property
     def _user(self) -> User:

@@ -4,12 +4,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from proxy.cache.ask import Ask
-from proxy.cache.download import Request, Uncacheable
+from proxy.cache.download import Uncacheable
+from proxy.cache.place import Place
+from proxy.cache.region import Region
 from proxy.cache.speed import Speed
 from proxy.storage.base import BlobStore
 from proxy.telemetry.events import Tell
 from proxy.upstream.errors import UpstreamError, UpstreamInvalid, UpstreamMissing, UpstreamRefused
-from proxy.upstream.slots import Slots
 
 
 class OtherSource(Uncacheable):
@@ -26,15 +27,18 @@ class Means:
     size; `refused` of each ask that it refused; `failed` why the fill ends, and with whose rights that was; all of them
     before anybody who waits is woken.
 
+    `upstream` is the place that the region's other places come before; `ensure` makes sure that an ask has a right to
+    the blob, and raises UpstreamError where it has none.
+
     `source` says where the bytes come from, in SOURCE_BYTES: other fills' bytes are not taken for these before they are
     hashed. `worker` is this process's number, `shared`: there are others. `speed`: what it keeps to while nobody reads
     it.
     """
 
     store: BlobStore
-    slots: Slots
-    parallel: int
-    request: Request
+    upstream: Place
+    region: Region
+    ensure: Callable[[Ask], Awaitable[object]]
     granted: Callable[[Ask, str, int], Awaitable[object]]
     refused: Callable[[Ask, UpstreamRefused | UpstreamMissing], Awaitable[None]]
     failed: Callable[[Ask, UpstreamError], Awaitable[None]]

@@ -14,6 +14,7 @@ from proxy.cli.config import CONFIG_OPTION, settings_or_exit
 from proxy.cli.warnings import configuration_warnings
 from proxy.server.listener import ListenError
 from proxy.settings import Address, Settings, load_settings, parse_address
+from proxy.sharing import StartError
 from proxy.storage.base import StorageError
 from proxy.telemetry.logs import setup_logging
 
@@ -50,7 +51,7 @@ def serve(config: Path, listen: Address | None) -> None:
             asyncio.run(app.serve(settings, reread))
         else:
             asyncio.run(processes.supervise(settings, reread))
-    except (StorageError, ListenError, app.StartError) as error:
+    except (StorageError, ListenError, StartError) as error:
         log.error("%s", error)
         sys.exit(1)
 

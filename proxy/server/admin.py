@@ -20,6 +20,7 @@ _log = logging.getLogger("pullthrough.server")
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _API = "/api/v1/"
+_UP = "pullthrough_shared_up"
 _LARGEST_BODY = 1024 * 1024
 
 Backend = Callable[[ApiRequest], Awaitable[ApiResponse]]
@@ -60,12 +61,18 @@ class Admin:
             case "/healthz":
                 return web.Response(text="ok\n")
             case "/readyz":
-                reason = self._not_ready()
-                return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=f"{reason}\n")
+                return await self._ready()
             case "/metrics":
                 return await self._render_metrics()
             case _:
                 return web.Response(status=404, text="not found\n")
+
+    async def _ready(self) -> web.Response:
+        """Replicas serve without what they share, so that is no reason to go elsewhere; but it is said."""
+        if (reason := self._not_ready()) is not None:
+            return web.Response(status=503, text=f"{reason}\n")
+        away = await asyncio.to_thread(stores_away, self._metrics)
+        return web.Response(text="".join(["ok\n", *(f"the shared {store} store is away\n" for store in away)]))
 
     async def _render_metrics(self) -> web.Response:
         if (usage := await self._usage()) is not None:
@@ -103,6 +110,12 @@ class Admin:
             content_type="application/json",
             headers=headers,
         )
+
+
+def stores_away(metrics: Metrics | SharedMetrics) -> list[str]:
+    """Of what replicas share, what some process does not reach. Blocks."""
+    samples = (sample for metric in metrics.collect() if metric.name == _UP for sample in metric.samples)
+    return sorted(sample.labels["store"] for sample in samples if not sample.value)
 
 
 async def _body(request: web.BaseRequest) -> bytes:

@@ -218,11 +218,19 @@ class Handlers:
     async def _blob_from_here(
         self, exchange: Exchange, ask: Ask, route: BlobRoute, lasting: Lasting | None = None
     ) -> web.StreamResponse:
+        if self._redirects(exchange) and (found := await self.house.blobs.redirect(ask, route.digest)) is not None:
+            return passing.to_object_store(exchange, route, *found)
         try:
             return await self._cached_blob(exchange, ask, route, lasting)
         except Uncacheable:
             range_header = _range_header(exchange.request, route)
             return await passing.stream_blob(exchange, self.house, ask, route, range_header)
+
+    def _redirects(self, exchange: Exchange) -> bool:
+        """Are blobs of this cluster had from the object store?"""
+        cluster = exchange.cluster
+        said = cluster.blob_redirect if cluster is not None else None
+        return self.house.settings.shared.blob_redirect if said is None else said
 
     async def _cached_blob(
         self, exchange: Exchange, ask: Ask, route: BlobRoute, lasting: Lasting | None

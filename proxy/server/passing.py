@@ -1,5 +1,7 @@
 """What goes past the cache: blobs of metadata-only clusters, and cache trouble."""
 
+from dataclasses import replace
+
 from aiohttp import web
 
 from proxy.cache.ask import Ask
@@ -28,6 +30,14 @@ async def redirect_blob(exchange: Exchange, house: House, ask: Ask, route: BlobR
     range_header = exchange.request.headers.get("Range")
     async with house.blobs.past(ask, route.digest, range_header, follow=False) as reply:
         return await _pass_on(exchange, reply, "metadata-only", {"Docker-Content-Digest": str(route.digest)})
+
+
+def to_object_store(exchange: Exchange, route: BlobRoute, address: str, verdict: Verdict) -> web.Response:
+    """307 to the object store, where the client has the bytes by itself."""
+    headers = state_headers(exchange, replace(verdict, detail="object-store"))
+    # A signed address is a credential for its blob: no cache on the way may keep it.
+    headers |= {"Docker-Content-Digest": str(route.digest), "Location": address, "Cache-Control": "no-store"}
+    return web.Response(status=307, headers=headers)
 
 
 async def stream_blob(

@@ -1,5 +1,6 @@
 """The configuration: pydantic models, read from YAML, checked whole, all mistakes at once."""
 
+from proxy.settings.bases import check_url
 from proxy.settings.changes import applicable, needs_restart
 from proxy.settings.load import ConfigurationError, load_settings
 from proxy.settings.models import (
@@ -16,8 +17,8 @@ from proxy.settings.models import (
     Settings,
     TLSSettings,
     UpstreamSettings,
-    check_url,
 )
+from proxy.settings.shared import SharedSettings
 from proxy.settings.units import Address, parse_address
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "MatchSettings",
     "PluginSettings",
     "Settings",
+    "SharedSettings",
     "TLSSettings",
     "UpstreamSettings",
     "applicable",

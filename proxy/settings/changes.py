@@ -5,7 +5,7 @@ from typing import Any
 from proxy.settings.models import Settings
 
 # What the start makes and everything else stands on: sockets, processes, the locked directory.
-_MADE_AT_START = ("listen", "admin.address", "workers", "cache.directory")
+_MADE_AT_START = ("listen", "admin.address", "workers", "cache.directory", "shared")
 
 
 def needs_restart(old: Settings, new: Settings) -> list[str]:
@@ -23,6 +23,7 @@ def applicable(old: Settings, new: Settings) -> Settings:
         update={
             "listen": old.listen,
             "workers": old.workers,
+            "shared": old.shared,
             "admin": new.admin.model_copy(update={"address": old.admin.address}),
             "cache": new.cache.model_copy(update={"directory": old.cache.directory}),
         }

@@ -19,6 +19,7 @@ def cross_mistakes(document: dict[str, Any]) -> Iterator[Mistake]:
     yield from _clusters(document.get("clusters"), upstreams)
     yield from _listeners(document)
     yield from _shares(upstreams, document.get("clusters"))
+    yield from _shared(document)
 
 
 def _mapping(value: object) -> dict[str, dict[str, Any]]:
@@ -106,6 +107,22 @@ def _certificates(listed: list[Any], clusters: object) -> Iterator[Mistake]:
                     ("clusters", position, "match", "certificates"),
                     "no listener of this cluster asks for certificates: give one a tls.client_ca",
                 )
+
+
+def _shared(document: dict[str, Any]) -> Iterator[Mistake]:
+    """What replicas share: an address of its own for them, and something to redirect to where that is wished."""
+    shared = document.get("shared")
+    shared = shared if isinstance(shared, dict) else {}
+    if shared.get("metadata") is not None:
+        listed = _list(document.get("listen")) or [{"address": "0.0.0.0:5000"}]
+        admin = document.get("admin")
+        taken = [_address(entry.get("address")) for entry in listed if isinstance(entry, dict)]
+        taken.append(_address(admin.get("address", "127.0.0.1:5001") if isinstance(admin, dict) else "127.0.0.1:5001"))
+        if _address(shared.get("listen", "0.0.0.0:5002")) in taken:
+            yield ("shared", "listen"), "replicas need a listener of their own"
+    for position, cluster in enumerate(_list(document.get("clusters"))):
+        if isinstance(cluster, dict) and _is_true(cluster.get("blob_redirect")) and shared.get("blobs") is None:
+            yield ("clusters", position, "blob_redirect"), "there is nothing to redirect to: give shared.blobs"
 
 
 def _asks(tls: object) -> bool:

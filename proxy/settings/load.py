@@ -124,7 +124,9 @@ def _resolved(settings: Settings, folder: Path) -> Settings:
     token_file = settings.admin.token_file
     admin = settings.admin.model_copy(update={"token_file": folder / token_file if token_file else None})
     listen = tuple(_listener_in(folder, one) for one in settings.listen)
-    return settings.model_copy(update={"upstreams": upstreams, "admin": admin, "listen": listen})
+    secret = settings.shared.secret_file
+    shared = settings.shared.model_copy(update={"secret_file": folder / secret if secret is not None else None})
+    return settings.model_copy(update={"upstreams": upstreams, "admin": admin, "listen": listen, "shared": shared})
 
 
 def _credentials_in(folder: Path, credentials: CredentialSettings) -> CredentialSettings:

@@ -1,59 +1,28 @@
 """The configuration as pydantic models. Every key's default and reason stands in config/proxy.yaml."""
 
 import ipaddress
-import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from proxy.settings.bases import HttpUrl, Model, ProxyUrl, is_host
+from proxy.settings.shared import SharedSettings
 from proxy.settings.units import Duration, ListenAddress, Percent, Size, parse_address
 
 # In a cluster's place, for what the proxy asks upstreams of its own accord.
 BACKGROUND = "background"
 
-# Labels of letters, digits, hyphens and the underscores that some internal names have; IPv4 addresses fit as well.
-_HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?", re.ASCII)
-
-
-def check_url(value: str) -> str:
-    """An http or https URL that can be dialled, without its last slashes. Raises ValueError."""
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not _is_host(parts):
-        raise ValueError("not an http:// or https:// URL")
-    if parts.username is not None or "?" in value or "#" in value:
-        raise ValueError("the URL holds more than scheme, host, port and path")
-    return value.rstrip("/")
-
-
-def _is_host(parts: SplitResult) -> bool:
-    """Does the URL name a host that could be dialled, and a port, if any, that is one?"""
-    host = parts.hostname or ""
-    try:
-        _ = parts.port
-        return bool(_HOST.fullmatch(host)) or bool(ipaddress.IPv6Address(host.partition("%")[0]))
-    except ValueError:
-        return False
-
-
-def _proxy_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme != "http" or not _is_host(parts):
-        raise ValueError("not an http:// URL")
-    return value
-
 
 def _registry_name(value: str) -> str:
     name = value.lower()
     parts = urlsplit(f"//{name}")
-    if parts.netloc != name or "@" in name or not _is_host(parts):
+    if parts.netloc != name or "@" in name or not is_host(parts):
         raise ValueError("not a registry's name: write docker.io or registry.example:5000")
     return name
 
 
-HttpUrl = Annotated[str, AfterValidator(check_url)]
-ProxyUrl = Annotated[str, AfterValidator(_proxy_url)]
 RegistryName = Annotated[str, AfterValidator(_registry_name)]
 # Nothing at all would be read as no limit.
 Timeout = Annotated[Duration, Field(gt=0)]
@@ -84,12 +53,7 @@ Network = Annotated[
 ]
 
 
-class _Model(BaseModel):
-    # Built when the file is read, the whole at once, and not each part by itself before.
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-
-class TLSSettings(_Model):
+class TLSSettings(Model):
     """A listener's certificate (a chain, the server's own first) and key, PEM; `client_ca` asks clients for theirs."""
 
     certificate: Path
@@ -104,17 +68,17 @@ class TLSSettings(_Model):
         return self
 
 
-class ListenSettings(_Model):
+class ListenSettings(Model):
     address: ListenAddress
     tls: TLSSettings | None = None
 
 
-class AdminSettings(_Model):
+class AdminSettings(Model):
     address: ListenAddress = parse_address("127.0.0.1:5001")
     token_file: Path | None = None
 
 
-class CacheSettings(_Model):
+class CacheSettings(Model):
     directory: Path = Path("cache")
     max_size: Size = 100 << 30
     min_free: Size = 1 << 30
@@ -122,7 +86,7 @@ class CacheSettings(_Model):
     keep: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
-class TagRule(_Model):
+class TagRule(Model):
     """Tags that match the shell pattern `tags` have a TTL of their own; the first rule that fits counts.
 
     `repositories` is a shell pattern over the repository's name, without the registry's.
@@ -137,7 +101,7 @@ class TagRule(_Model):
 _Ahead = Annotated[Percent, Field(le=0.9)]
 
 
-class ManifestSettings(_Model):
+class ManifestSettings(Model):
     """How long answers about manifests count (DESIGN: manifests and tags), all in seconds once read."""
 
     tag_ttl: Duration = 600.0
@@ -153,7 +117,7 @@ class ManifestSettings(_Model):
     tag_rules: tuple[TagRule, ...] = ()
 
 
-class ManifestOverrides(_Model):
+class ManifestOverrides(Model):
     """The same keys, each optional: what an upstream or a cluster says differently."""
 
     tag_ttl: Duration | None = None
@@ -174,17 +138,17 @@ class UpstreamManifestOverrides(ManifestOverrides):
     drift_interval: Duration | None = None
 
 
-class PluginSettings(_Model):
+class PluginSettings(Model):
     """A kubelet credential provider plugin: `args` and `env` for it, and the images that it is asked about."""
 
     command: Annotated[str, Field(min_length=1)]
     args: tuple[Word, ...] = ()
-    env: Annotated[dict[str, Word], Field(repr=False)] = {}
+    env: dict[str, Word] = Field(default_factory=dict, repr=False)
     match_images: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     default_cache_duration: Duration = 300.0
 
 
-class CredentialSettings(_Model):
+class CredentialSettings(Model):
     """Where the proxy's own credential for a registry comes from: exactly one of four ways.
 
     `timeout` in seconds, and `environment`, what of this process's variables is seen, are for helpers and plugins.
@@ -211,7 +175,7 @@ class CredentialSettings(_Model):
         return self
 
 
-class UpstreamSettings(_Model):
+class UpstreamSettings(Model):
     url: HttpUrl
     aliases: tuple[RegistryName, ...] = ()
     default: bool = False
@@ -230,7 +194,7 @@ class UpstreamSettings(_Model):
     pull_reserve: Percent = 0.1
 
 
-class LimitSettings(_Model):
+class LimitSettings(Model):
     """What a client may take of the proxy: sizes in bytes, times in seconds; 0 is no limit."""
 
     max_header_size: Annotated[Size, Field(ge=1024, le=1 << 20)] = 32 << 10
@@ -245,14 +209,14 @@ class LimitSettings(_Model):
     max_connections_per_client: Annotated[int, Field(ge=0)] = 4096
 
 
-class ClusterLimitSettings(_Model):
+class ClusterLimitSettings(Model):
     """How much a cluster may ask for; None is no limit."""
 
     requests_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     bytes_per_second: Annotated[Size, Field(ge=64 << 10)] | None = None
 
 
-class MatchSettings(_Model):
+class MatchSettings(Model):
     """Who belongs to a cluster: every kind that is given must fit, one entry of a kind is enough."""
 
     networks: tuple[Network, ...] = ()
@@ -273,7 +237,7 @@ def _cluster_name(value: str) -> str:
     return value
 
 
-class ClusterSettings(_Model):
+class ClusterSettings(Model):
     name: Annotated[
         str, Field(pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,62}[a-zA-Z0-9])?$"), AfterValidator(_cluster_name)
     ]
@@ -287,16 +251,17 @@ class ClusterSettings(_Model):
     allow_plain_login: bool = False
     manifests: ManifestOverrides = ManifestOverrides()
     cache_share: Percent = 0.0
+    blob_redirect: bool | None = None
     push: Literal["deny", "forward"] = "deny"
 
 
-class LogSettings(_Model):
+class LogSettings(Model):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
     access: bool = True
 
 
-class Settings(_Model):
+class Settings(Model):
     """The whole configuration."""
 
     listen: Annotated[tuple[ListenSettings, ...], Field(min_length=1)] = (
@@ -311,5 +276,6 @@ class Settings(_Model):
     manifests: ManifestSettings = ManifestSettings()
     upstreams: Annotated[dict[RegistryName, UpstreamSettings], Field(min_length=1)]
     clusters: Annotated[tuple[ClusterSettings, ...], Field(min_length=1)] = (ClusterSettings(name="default"),)
+    shared: SharedSettings = SharedSettings()
     shutdown_timeout: Duration = 60.0
     log: LogSettings = LogSettings()

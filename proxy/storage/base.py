@@ -1,6 +1,6 @@
 """The ports of storage. tests/conformance runs one suite over every implementation of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -206,4 +206,104 @@ class BlobStore(Protocol):
 
         When they were used last, and by whom, may be a little behind. Raises StorageError.
         """
+        ...
+
+
+class ObjectStoreError(StorageError):
+    """The object store cannot do this now. `reason`: connect, timeout, 5xx or denied (it refuses, or has no bucket)."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class WrongObject(StorageError):
+    """The object store has other bytes than were stored, or what it says of them makes no sense."""
+
+
+class Kept(Protocol):
+    """A blob that the object store has all of."""
+
+    @property
+    def digest(self) -> Digest:
+        """Its digest."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+
+class ObjectStore(Protocol):
+    """Finished blobs by digest, in an object store that all replicas share. What it gives is not believed unseen."""
+
+    async def find(self, digest: Digest) -> Kept | None:
+        """The blob; None where there is none. Raises ObjectStoreError, or WrongObject for one that is of no use."""
+        ...
+
+    def read(self, kept: Kept, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        """The bytes from `start` to `stop`, each piece checked against what was stored before it is given.
+
+        Raises WrongObject where they are others, and ObjectStoreError, also where nothing comes for a while.
+        """
+        ...
+
+    async def store(self, digest: Digest, file: BinaryIO, size: int) -> bool:
+        """Have all of `file` (read at offsets only) there, checked against `digest` on its way.
+
+        False where it was there already, or became so meanwhile by another replica; either way it is there once and
+        whole. Raises WrongObject where the file has other bytes, OSError where it cannot be read, ObjectStoreError.
+        """
+        ...
+
+    async def remove(self, digest: Digest) -> bool:
+        """Remove it; False where there is none. Raises ObjectStoreError."""
+        ...
+
+    async def address(self, kept: Kept, seconds: float) -> str:
+        """Where anybody can have its bytes for so long: a signed URL, never to be logged. Raises ObjectStoreError."""
+        ...
+
+    async def close(self) -> None:
+        """End all connections. No other method may be called afterwards."""
+        ...
+
+
+class Leases(Protocol):
+    """Who of all replicas does a thing, by its name. They save work, and nothing depends on them: see `take`."""
+
+    async def take(self, name: str) -> str | None:
+        """Have it until `release`, or until this process ends. None: it is had; else the address of who has it.
+
+        It is had also where nobody can be asked who has it. Whoever has it has heard of all that the last one changed.
+        """
+        ...
+
+    async def holder(self, name: str) -> str | None:
+        """The address of who has it; None where nobody has. Raises StorageError where nobody can be asked."""
+        ...
+
+    async def release(self, name: str) -> None:
+        """Let the next one have it; what is not had is no error."""
+        ...
+
+
+class Holders(Protocol):
+    """Which replicas have a finished blob, as far as they said so, and which are there at all. By their addresses."""
+
+    async def add(self, digest: Digest) -> None:
+        """This replica has it."""
+        ...
+
+    async def of(self, digest: Digest) -> Sequence[str]:
+        """Others that have it, the latest first. Raises StorageError."""
+        ...
+
+    async def drop(self, digest: Digest, address: str | None = None) -> None:
+        """The one at `address`, or this one, has it no more."""
+        ...
+
+    async def everybody(self) -> Sequence[str]:
+        """All others that are there. Raises StorageError."""
         ...

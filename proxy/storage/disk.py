@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from proxy.oci.digest import Digest
 from proxy.storage import files, room
@@ -148,6 +148,18 @@ class DiskBlobs:
         self._use(digest, blob.size, user, now, due)
         self._known[digest].opened = now
         return blob
+
+    async def peek(self, digest: Digest) -> BinaryIO | None:
+        """The bytes of a finished blob, which is not used by that, nor kept from being removed: they stay readable.
+
+        None where there is none. Whoever has it closes it. Raises StorageError.
+        """
+        try:
+            return await opened(asyncio.to_thread(files.peek_blob, self._places.blob(digest)))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise StorageError(f"the blob {digest} cannot be read: {error.strerror}") from error
 
     def used(self, digest: Digest, user: User) -> None:
         """See `BlobStore.used`."""

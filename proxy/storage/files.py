@@ -109,6 +109,11 @@ def open_blob(file: Path, size: int | None, touch: float | None, waits: bool = T
         return open(descriptor, "rb", buffering=0)
 
 
+def peek_blob(file: Path) -> BinaryIO:
+    """Open a finished blob without a reader's lock. Raises OSError."""
+    return open(_open_regular(file), "rb", buffering=0)
+
+
 def _open_regular(file: Path) -> int:
     try:
         descriptor = os.open(file, _READ)

@@ -115,6 +115,44 @@ class DiskcacheMetadata:
 
         await self._change(delete, *keys)
 
+    # As a replica's own copies of what is shared (`replicated`), which are not what counts.
+
+    @property
+    def stamps(self) -> Stamps:
+        """Those of all processes on this machine."""
+        return self._opened
+
+    async def aged(self, *keys: str) -> list[tuple[bytes, float] | None]:
+        """As `get`, with when each one ends (Unix seconds). Raises StorageError."""
+
+        def aged() -> list[tuple[bytes, float] | None]:
+            found = [self._cache.get(key, expire_time=True) for key in keys]
+            return [(value, ends) if value is not None and ends is not None else None for value, ends in found]
+
+        return await self._run(aged)
+
+    async def copy(self, entries: Mapping[str, tuple[bytes, float] | None]) -> None:
+        """Keep what counts elsewhere: values and when they end (Unix seconds), None for what is there no more.
+
+        No stamp ends by it. Raises StorageError.
+        """
+
+        def copy() -> None:
+            now = time.time()
+            with self._cache.transact():
+                for key, entry in entries.items():
+                    if entry is None:
+                        self._cache.delete(key)
+                    elif entry[1] > now:
+                        self._cache.set(key, entry[0], expire=entry[1] - now)
+
+        await self._run(copy)
+
+    async def clear(self) -> None:
+        """Forget everything. Raises StorageError."""
+        await self._run(lambda: self._cache.clear())
+        self._opened.renew_all()
+
     async def close(self) -> None:
         """See `MetadataStore.close`."""
         if self._cache is not None:

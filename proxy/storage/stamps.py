@@ -56,6 +56,10 @@ class Stamps:
         for key in keys:
             self._slots[_slot(key)] = _new()
 
+    def renew_all(self) -> None:
+        """Anything may have changed: no stamp holds any more."""
+        self._slots[0] = _new()
+
 
 def _slot(key: str) -> int:
     # What is no text is refused by the store, and has a slot all the same.

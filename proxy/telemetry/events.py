@@ -118,6 +118,42 @@ class LoopLag:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class SharedStoreTurned:
+    """What replicas share answers again, or is away. `store`: metadata or blobs."""
+
+    store: str
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SharedStoreFailed:
+    """It failed somebody; `reason`: connect, timeout, and of metadata refused or full, of blobs 5xx or denied."""
+
+    store: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBytes:
+    """Bytes of blobs that came from within the region; `source`: replica or object."""
+
+    source: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectUploaded:
+    """A blob was uploaded; `outcome`: stored, there (it was already), failed, or dropped (too many waited)."""
+
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectMismatch:
+    """The object store had other bytes than were stored there."""
+
+
 Event = (
     RequestFinished
     | UpstreamAnswered
@@ -133,6 +169,11 @@ Event = (
     | BlobEvicted
     | ClientRefused
     | LoopLag
+    | SharedStoreTurned
+    | SharedStoreFailed
+    | SharedBytes
+    | ObjectUploaded
+    | ObjectMismatch
 )
 
 Tell = Callable[[Event], None]

@@ -22,7 +22,7 @@ from proxy.telemetry.events import Event
 _log = logging.getLogger("pullthrough.telemetry")
 
 # How one value comes of those of several workers.
-_Mode = Literal["livesum", "livemax", "livemostrecent"]
+_Mode = Literal["livesum", "livemax", "livemin", "livemostrecent"]
 
 # The upper bounds of the buckets of `request_seconds`.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
@@ -107,6 +107,7 @@ class Metrics:
         )
         self._series = cache(self._new_series)
         self._count_pulls()
+        self._count_shared()
         self._machine = MachineGauges(self.registry) if machine else None
         self._lag = self._gauge(
             "event_loop_lag_seconds", "How late the event loop was when it was last looked at.", "livemax"
@@ -121,6 +122,19 @@ class Metrics:
         )
         self._pulls = self._counter(
             "upstream_pulls", "Manifests had by GET, which counts against rate limits.", "registry", "cluster"
+        )
+
+    def _count_shared(self) -> None:
+        self._shared_up = self._gauge(
+            "shared_up", "Does what replicas share answer? Of several workers: every one of them.", "livemin", "store"
+        )
+        self._shared_errors = self._counter("shared_errors", "Failures of what replicas share.", "store", "reason")
+        self._shared_bytes = self._counter(
+            "shared_bytes", "Bytes of blobs from other replicas and from the object store.", "source"
+        )
+        self._uploads = self._counter("object_uploads", "Blobs uploaded to the object store, or not.", "outcome")
+        self._object_mismatches = self._counter(
+            "object_mismatches", "Blobs in the object store whose bytes were not those that were stored."
         )
 
     def set_cache(self, stored: int, blobs: int) -> None:
@@ -192,6 +206,21 @@ class Metrics:
                 self._refusals.labels(reason).inc()
             case events.LoopLag(seconds):
                 self._lag.set(seconds)
+            case _:
+                self._record_shared(event)
+
+    def _record_shared(self, event: Event) -> None:
+        match event:
+            case events.SharedStoreTurned(store, up):
+                self._shared_up.labels(store).set(up)
+            case events.SharedStoreFailed(store, reason):
+                self._shared_errors.labels(store, reason).inc()
+            case events.SharedBytes(source, count):
+                self._shared_bytes.labels(source).inc(count)
+            case events.ObjectUploaded(outcome):
+                self._uploads.labels(outcome).inc()
+            case events.ObjectMismatch():
+                self._object_mismatches.inc()
 
     def _new_series(
         self, cluster: str, registry: str, kind: str, method: str, status: int, cache: str

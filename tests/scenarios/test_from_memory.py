@@ -193,7 +193,7 @@ class World:
         assert handlers is not None
         async with asyncio.timeout(10):
             await handlers.idle()
-            while handlers.house.blobs._tasks:
+            while handlers.house.blobs.fills:
                 await asyncio.sleep(0)
 
     async def operate(self, what: str) -> None:

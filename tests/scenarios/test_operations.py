@@ -9,9 +9,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from proxy.app import Application, StartError
+from proxy.app import Application
 from proxy.server.listener import ListenError
 from proxy.settings import Settings
+from proxy.sharing import StartError
 from proxy.storage.base import StorageError
 from proxy.telemetry.events import RequestFinished
 from proxy.telemetry.logs import flush_logging, setup_logging

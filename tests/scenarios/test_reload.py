@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 import yaml
 
-from proxy.app import StartError
 from proxy.settings import Settings
+from proxy.sharing import StartError
 from tests.fakes.acts import Act
 from tests.fakes.content import make_image, random_bytes
 from tests.fakes.proxy import make_settings, running

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from proxy.app import StartError
 from proxy.processes import _Words, of_one, worker_count
 from proxy.server import control
 from proxy.server.api import ApiRequest, ApiResponse
 from proxy.server.control import Channel, Message
 from proxy.settings import Settings, UpstreamSettings
+from proxy.sharing import StartError
 
 
 def settings(workers: int | str = 1, **connections: int) -> Settings:

@@ -9,6 +9,8 @@ import pytest
 from proxy.cache.ask import Ask
 from proxy.cache.fill import Fill
 from proxy.cache.means import Means
+from proxy.cache.place import Place
+from proxy.cache.region import Region
 from proxy.oci.digest import Digest
 from proxy.oci.reference import Repository
 from proxy.policy.access import Principal
@@ -34,7 +36,10 @@ async def test_nobody_waits_for_a_fill_that_has_ended(error: Exception) -> None:
     async def nothing(*_: object) -> None:
         return None
 
-    means = Means(MemoryBlobs(Shelf(), 100, 0), Slots(1), 1, request, nothing, nothing, nothing, silent, bytes(16))
+    place, region = Place("upstream", request, Slots(1), 1), Region(silent)
+    means = Means(
+        MemoryBlobs(Shelf(), 100, 0), place, region, nothing, nothing, nothing, nothing, silent, bytes(16)
+    )  # fmt: skip
     fill = Fill(Digest.of(b"x"), ASK, 0, means)
     reader = fill.join(ASK)
     await asyncio.gather(fill.run(), return_exceptions=True)

@@ -19,30 +19,30 @@ def two() -> tuple[Turns, Turns]:
 async def test_one_has_it_at_a_time() -> None:
     """The other one waits until it is given back, and has it then."""
     one, other = two()
-    assert one.take("tag")
-    assert not other.take("tag")
-    assert other.take("another tag")
+    assert await one.take("tag")
+    assert not await other.take("tag")
+    assert await other.take("another tag")
     waiting = asyncio.create_task(other.wait("tag"))
     for _ in range(5):
         await asyncio.sleep(0)
     assert not waiting.done()
-    one.give_back("tag")
+    await one.give_back("tag")
     assert await waiting
-    assert not one.take("tag")
+    assert not await one.take("tag")
 
 
 async def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a process that hangs with it in its hands the others are free after a while."""
     monkeypatch.setattr("proxy.cache.turns._LONGEST_WAIT", 0.02)
     one, other = two()
-    assert one.take("tag")
+    assert await one.take("tag")
     assert not await other.wait("tag")
 
 
 async def test_how_long_is_waited_may_be_said() -> None:
     """A probe waits for another one's for as long as that may take."""
     one, other = two()
-    assert one.take("tag")
+    assert await one.take("tag")
     assert not await other.wait("tag", longest=0.02)
 
 
@@ -51,10 +51,10 @@ async def test_alone_there_is_nothing_to_wait_for() -> None:
     alone = Turns()
     assert not alone.shared
     assert two()[0].shared
-    assert alone.take("tag")
-    assert alone.take("tag")
+    assert await alone.take("tag")
+    assert await alone.take("tag")
     assert await alone.wait("tag")
-    alone.give_back("tag")
+    await alone.give_back("tag")
 
 
 async def test_a_store_that_fails_stops_nobody() -> None:
@@ -68,8 +68,8 @@ async def test_a_store_that_fails_stops_nobody() -> None:
             raise OSError("no locks")
 
     turns = Turns(Broken())
-    assert turns.take("tag")
-    turns.give_back("tag")
+    assert await turns.take("tag")
+    await turns.give_back("tag")
 
 
 async def test_no_blob_can_take_a_turn() -> None:
@@ -85,7 +85,7 @@ async def test_no_blob_can_take_a_turn() -> None:
             claimed.append(digest)
 
     turns = Turns(Recording())
-    turns.take("tag")
-    turns.give_back("tag")
+    await turns.take("tag")
+    await turns.give_back("tag")
     assert claimed[0] == claimed[1]
     assert claimed[0] not in {Digest.of(b"tag"), Digest.of(b"tag\0tag")}

@@ -39,6 +39,11 @@ CONTRACT = {
     "upstream_ratelimit_limit": ("registry",),
     "upstream_pulls_total": ("registry", "cluster"),
     "event_loop_lag_seconds": (),
+    "shared_up": ["store"],
+    "shared_errors_total": ["store", "reason"],
+    "shared_bytes_total": ["source"],
+    "object_uploads_total": ["outcome"],
+    "object_mismatches_total": [],
 }
 EVERY_EVENT: list[Event] = [
     REQUEST,
@@ -55,6 +60,11 @@ EVERY_EVENT: list[Event] = [
     events.BlobEvicted("size"),
     events.ClientRefused("connections"),
     events.LoopLag(0.25),
+    events.SharedStoreTurned("metadata", True),
+    events.SharedStoreFailed("blobs", "timeout"),
+    events.SharedBytes("replica", 10),
+    events.ObjectUploaded("stored"),
+    events.ObjectMismatch(),
 ]
 
 
