@@ -84,8 +84,9 @@ class Sharing:
         self, url: str, local: DiskcacheMetadata, blobs: BlobStore, objects: ObjectStore | None, secret: bytes
     ) -> Shared:
         from proxy.storage.leases import ValkeyLeases
-        from proxy.storage.link import Link, Place
+        from proxy.storage.link import Link
         from proxy.storage.replicated import ReplicatedMetadata
+        from proxy.storage.servers import Place
 
         address = self._settings.advertise
         if address is None:
@@ -135,7 +136,8 @@ def _address(settings: SharedSettings, url: str) -> str:
     """Where other replicas reach this one: where it listens, or the address that it has towards the server. Blocks."""
     host = settings.listen.host
     if host in {"0.0.0.0", "::", ""}:  # noqa: S104 - it is compared
-        parts = urlsplit(url)
+        # Of several Sentinels the first one.
+        parts = urlsplit(f"//{urlsplit(url).netloc.rpartition('@')[2].partition(',')[0]}")
         try:
             (family, _, _, _, there), *_ = socket.getaddrinfo(
                 parts.hostname, parts.port or 6379, type=socket.SOCK_DGRAM

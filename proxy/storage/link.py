@@ -17,19 +17,14 @@ import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis.asyncio as redis
 from redis.asyncio.client import PubSub
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.driver_info import DriverInfo
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from proxy import __version__
 from proxy.storage.base import StorageError
+from proxy.storage.servers import Place, Server
 from proxy.telemetry.events import SharedStoreFailed, SharedStoreTurned, Tell
 
 T = TypeVar("T")
@@ -43,8 +38,6 @@ _LIMIT = 1.0
 _LOOK = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 _CONNECTIONS = 32
-# How this program keeps what it keeps there. Another layout has another number, and so nothing in common with it.
-SCHEMA = 1
 
 _FAILURES = (RedisError, OSError, TimeoutError)
 
@@ -55,26 +48,6 @@ class Away(StorageError):
 
 class Full(StorageError):
     """It has no room for more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the server is, and what the names of all keys there begin with.
-
-    In braces, so that all of them are in one slot of a cluster: what is changed together has to be.
-    """
-
-    url: str
-    prefix: str
-
-    @staticmethod
-    def of(url: str) -> "Place":
-        """By the setting: a URL as the client knows them, with `prefix` among its query."""
-        parts = urlsplit(url)
-        query = dict(parse_qsl(parts.query))
-        name = query.pop("prefix", "pullthrough")
-        scheme = parts.scheme.replace("valkey", "redis")
-        return Place(parts._replace(scheme=scheme, query=urlencode(query)).geturl(), f"{{{name}}}:{SCHEMA}:")
 
 
 class Link:
@@ -89,14 +62,9 @@ class Link:
         self.arriving: Callable[[bool], Awaitable[None]] = _nothing
         self.turned: Callable[[], None] = lambda: None
         self.epoch = ""
-        self.client: redis.Redis = redis.Redis.from_pool(
-            redis.BlockingConnectionPool.from_url(
-                place.url, max_connections=_CONNECTIONS, timeout=_LIMIT, socket_connect_timeout=_LIMIT,
-                retry=Retry(NoBackoff(), 0), protocol=2,
-                # It would look for its own version on the disk, for each connection.
-                driver_info=DriverInfo(name="pullthrough", lib_version=__version__),
-            )
-        )  # fmt: skip
+        self._server = Server(place, _LIMIT)
+        self.client = self._server.client
+        self._turns = asyncio.Semaphore(_CONNECTIONS)
         self._tell = tell
         self._up = self._closing = False
         self._was_up = asyncio.Event()
@@ -128,7 +96,7 @@ class Link:
             await asyncio.wait([self._task])
         self._up = False
         with contextlib.suppress(*_FAILURES):
-            await self.client.aclose(close_connection_pool=True)
+            await self._server.close()
 
     async def ask(self, call: Callable[[redis.Redis], Awaitable[T]], arriving: bool = False) -> T:
         """What `call` gets of the server. `arriving`: it is part of `arriving`, so it is not up yet.
@@ -138,7 +106,7 @@ class Link:
         if not (self._up or arriving):
             raise Away("the shared metadata store does not answer")
         try:
-            async with asyncio.timeout(_LIMIT):
+            async with asyncio.timeout(_LIMIT), self._turns:
                 return await call(self.client)
         except OutOfMemoryError as error:
             self._tell(SharedStoreFailed("metadata", "full"))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy.storage.link import Link, Place
+from proxy.storage.link import Link
 from proxy.storage.metadata import DiskcacheMetadata
 from proxy.storage.remembered import Remembered
 from proxy.storage.replicated import ReplicatedMetadata
+from proxy.storage.servers import Place
 from proxy.storage.stamps import Stamps
 from proxy.storage.valkey import ValkeyMetadata
 from proxy.telemetry.events import silent
