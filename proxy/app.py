@@ -112,8 +112,10 @@ class Application:
             house = await self._house()
             handlers = self._handlers = Handlers(house, self._tell, self._refusals, self.tallies)
             self._operating = Operating(
-                handlers, self._records, self._shared.blobs, self._learnt, self._clock, self._place is not None
-            )
+                handlers, self._records, self._shared.blobs, self._learnt, self._clock,
+                Turns(self._store, self._shared.leases),
+                self._place is not None or self._shared.leases is not None,
+            )  # fmt: skip
             self._operating.start(self._stack)
             lag = asyncio.create_task(watch_loop_lag(self._tell), name="loop lag")
             self._stack.push_async_callback(end_task, lag)

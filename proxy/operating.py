@@ -7,6 +7,7 @@ from typing import Any
 from proxy.cache.ask import Records
 from proxy.cache.control import Control
 from proxy.cache.drift import Drift
+from proxy.cache.turns import Turns
 from proxy.cache.warm import Warming
 from proxy.cache.warm_run import WarmMeans
 from proxy.learnt import Learnt
@@ -27,21 +28,22 @@ class Operating:
         store: BlobStore,
         learnt: Learnt,
         clock: Callable[[], float],
+        turns: Turns,
         shared: bool,
     ) -> None:
-        """`shared`: other processes have the same store."""
+        """`turns` are those of all processes; `shared`: there are others."""
         house = handlers.house
         self._handlers = handlers
         self._learnt = learnt
         self._clock = clock
         self._control = Control(house.manifests, house.changes, house.history, records, lambda: handlers.house, clock)
-        self._drift = Drift(house.manifests, house.history, records, store, lambda: handlers.house, clock)
+        self._drift = Drift(house.manifests, house.history, records, turns, lambda: handlers.house, clock)
         means = WarmMeans(
             house.manifests, house.blobs, records, store, asking(lambda: handlers.house),
             lambda: handlers.house.settings.cache.max_size,
             lambda ask: learnt.budgets.allows(ask.repository.registry, ask.principal, "background"), clock,
         )  # fmt: skip
-        self._warming = Warming(means, shared)
+        self._warming = Warming(means, turns, shared)
         self._warm = WarmApi(self._warming, lambda: handlers.house)
         self._api = Api(
             self._control, store, house.blobs.purge, lambda: handlers.house.registries,

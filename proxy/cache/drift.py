@@ -2,7 +2,7 @@
 
 Invariants:
 - It asks by HEAD only, with rights of the proxy's own (`control.Configured.background`), and not while circuits stand.
-- Of the processes that share a store one does it: the one that has the claim, until it ends.
+- Of the processes of all replicas one does it at a time, and what it has looked at is not due for the others.
 - It changes nothing that is served: what has moved on stays what it is until its time ends, and says so.
 """
 
@@ -16,13 +16,13 @@ from proxy.cache.history import History
 from proxy.cache.manifests import Manifests
 from proxy.cache.records import HistoryRecord, Prover, TagRecord, history_key, named_in, tag_key
 from proxy.cache.sticky import Named
-from proxy.storage.base import BlobStore, StorageError
-from proxy.storage.claims import named_claim
+from proxy.cache.turns import Turns
+from proxy.storage.base import StorageError
 from proxy.upstream.errors import UpstreamError, UpstreamFailure
 
 _log = logging.getLogger("pullthrough.cache")
 
-_CLAIM = named_claim(b"checks of all tags for drift")
+_TURN = "checks of all tags for drift"
 _PAGE = 500
 # Seconds: how often it is looked whether something is due, and the longest pause between two questions.
 _TICK = 15.0
@@ -39,7 +39,7 @@ class Drift:
         manifests: Manifests,
         history: History,
         records: Records,
-        store: BlobStore,
+        turns: Turns,
         configured: Callable[[], Configured],
         clock: Clock,
     ) -> None:
@@ -47,11 +47,10 @@ class Drift:
         self._manifests = manifests
         self._history = history
         self._records = records
-        self._store = store
+        self._turns = turns
         self._configured = configured
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
-        self._claimed = False
         # When each that is in use was last asked for by this process, whatever came of it.
         self._asked: dict[Named, float] = {}
 
@@ -64,17 +63,20 @@ class Drift:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if self._claimed:
-            self._store.release(_CLAIM)
 
     async def check(self) -> int:
         """Look at every tag that is due; gives how many were asked for. Nothing where another process does it.
 
         Raises StorageError.
         """
-        self._claimed = self._claimed or self._store.claim(_CLAIM)
-        if not self._claimed:
+        if not await self._turns.take(_TURN):
             return 0
+        try:
+            return await self._check()
+        finally:
+            await self._turns.give_back(_TURN)
+
+    async def _check(self) -> int:
         due = [one async for one in self._due()]
         self._asked = {named: at for named, at in self._asked.items() if self._clock() - at < _IN_USE}
         failing: set[str] = set()

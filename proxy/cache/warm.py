@@ -1,8 +1,8 @@
 """Warm jobs: kept in the metadata store, run by one process each, taken over where that ends.
 
 Invariants:
-- A job is run, and written, by whoever has its claim; the kernel drops a claim with its process. Another process, or
-  the next start, goes on with what the store says: references that had ended stay as they are.
+- A job is run, and written, by whoever has its turn, of the processes of all replicas; it ends with its process.
+  Another process, or the next start, goes on with what the store says: references that had ended stay as they are.
 - Progress is written at most once a second. Every process answers for every job, from the store.
 - Jobs, and references of a job, are bounded; one that has ended is forgotten after a day.
 - All tasks are owned here and ended by `close`; what a job had begun when its process ended is gone on with later.
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from proxy.cache.ask import Records
+from proxy.cache.turns import Turns
 from proxy.cache.warm_records import (
     ENDED,
     JOBS,
@@ -30,9 +31,7 @@ from proxy.cache.warm_records import (
     stop_key,
 )
 from proxy.cache.warm_run import WarmMeans, WarmRun
-from proxy.oci.digest import Digest
-from proxy.storage.base import BlobStore, StorageError
-from proxy.storage.claims import named_claim
+from proxy.storage.base import StorageError
 
 _log = logging.getLogger("pullthrough.cache")
 
@@ -58,9 +57,10 @@ class TooManyJobs(Exception):
 class Warming:
     """The jobs of a machine, and those of them that this process runs. `start` it, and `close` it before the rest."""
 
-    def __init__(self, means: WarmMeans, shared: bool) -> None:
-        """`shared`: other processes have the same store."""
+    def __init__(self, means: WarmMeans, turns: Turns, shared: bool) -> None:
+        """`turns` are those of all processes; `shared`: there are others."""
         self._means = means
+        self._turns = turns
         self._shared = shared
         self._runs: dict[str, WarmRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -153,10 +153,6 @@ class Warming:
     def _records(self) -> Records:
         return self._means.records
 
-    @property
-    def _store(self) -> BlobStore:
-        return self._means.store
-
     async def _keep(self) -> None:
         while True:
             self._look.clear()
@@ -176,7 +172,7 @@ class Warming:
             if job.state in ENDED or job.id in self._tasks:
                 continue
             stopped = await self._is_stopped(job.id)
-            if (len(self._tasks) >= _RUNNING and not stopped) or not self._store.claim(_claim(job.id)):
+            if (len(self._tasks) >= _RUNNING and not stopped) or not await self._turns.take(_turn(job.id)):
                 continue
             task = asyncio.get_running_loop().create_task(self._run_claimed(job.id), name=f"warm {job.id}")
             self._tasks[job.id] = task
@@ -204,7 +200,7 @@ class Warming:
         finally:
             self._runs.pop(named, None)
             self._tasks.pop(named, None)
-            self._store.release(_claim(named))
+            await self._turns.give_back(_turn(named))
             self._look.set()
 
     async def _run(self, job: Job, items: Items) -> tuple[Job, Items]:
@@ -246,8 +242,8 @@ class Warming:
         return await self._records.get(stop_key(named)) != [None]
 
 
-def _claim(job: str) -> Digest:
-    return named_claim(f"warm\0{job}".encode())
+def _turn(job: str) -> str:
+    return f"warm {job}"
 
 
 def _stopped(job: Job, items: Items, now: float) -> tuple[Job, Items]:

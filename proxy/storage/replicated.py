@@ -151,6 +151,12 @@ class ReplicatedMetadata:
     ) -> bool:
         """Put it among the copies, as far as that is enough."""
         await self._write_copies()
+        if isinstance(error, Full):
+            # Its guard has let it pass. What the server has there is older than what there is here: it is to know
+            # nothing of it, so that the copies count.
+            with contextlib.suppress(StorageError):
+                await self._shared.lose(*entries)
+            only_while = None
         befores = await self._own(*entries)
         if not await self._local.put(entries, keep, only_while):
             return False

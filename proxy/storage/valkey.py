@@ -81,6 +81,15 @@ if new > 0 then redis.call('PUBLISH', ARGV[1], ARGV[2]) end
 return new
 """
 
+# KEYS: the index, the keys. ARGV: the channel, the message, the names.
+_LOSE = """
+for i = 2, #KEYS do
+  redis.call('DEL', KEYS[i])
+  redis.call('ZREM', KEYS[1], ARGV[i + 1])
+end
+redis.call('PUBLISH', ARGV[1], ARGV[2])
+"""
+
 # KEYS: the index, the keys. ARGV: the names.
 _FORGET = """
 for i = 2, #KEYS do
@@ -126,7 +135,7 @@ class ValkeyMetadata:
         self._stamps = stamps
         # Changes of this process that were told, or will be, and that it knows of: not those that nobody knows ended.
         self._own: set[str] = set()
-        self._scripts = {text: link.client.register_script(text) for text in (_PUT, _DELETE, _OFFER, _FORGET)}
+        self._scripts = {text: link.client.register_script(text) for text in (_PUT, _DELETE, _OFFER, _LOSE, _FORGET)}
 
     def stamp(self, *keys: str) -> Stamp:
         """See `MetadataStore.stamp`."""
@@ -218,6 +227,13 @@ class ValkeyMetadata:
             stored = await self._run(_OFFER, [self._name(key) for key in entries], words, arriving)
         if not stored:
             self._own.discard(change)
+
+    async def lose(self, *keys: str) -> None:
+        """Know nothing of `keys` any more, which takes no room: what was to be stored there counts elsewhere."""
+        async with self._change("changed", keys) as (_, message):
+            await self._run(
+                _LOSE, [self._name(key) for key in keys], [self._link.channel, message, *map(_encoded, keys)]
+            )
 
     async def sweep(self) -> None:
         """Take out of the list of all keys those that have ended. Raises Away."""

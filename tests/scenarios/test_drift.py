@@ -9,6 +9,7 @@ from aiohttp import web
 
 from proxy.cache import drift as module
 from proxy.cache.drift import Drift
+from proxy.cache.turns import Turns
 from tests.conformance.memory import MemoryBlobs, Shelf
 from tests.fakes.content import make_image
 from tests.fakes.proxy import Proxy, make_settings, running
@@ -32,8 +33,8 @@ def drift_of(proxy: Proxy) -> Drift:
 def another(proxy: Proxy, shelf: Shelf) -> Drift:
     """The checks of another process with the same metadata; those with one `shelf` share their claims."""
     first = drift_of(proxy)
-    store = MemoryBlobs(shelf, 1, 0)
-    return Drift(first._manifests, first._history, first._records, store, first._configured, proxy.clock)
+    turns = Turns(MemoryBlobs(shelf, 1, 0))
+    return Drift(first._manifests, first._history, first._records, turns, first._configured, proxy.clock)
 
 
 async def check(proxy: Proxy) -> int:
