@@ -8,13 +8,17 @@ CONTAINERD=v2.4.2
 DISTRIBUTION=v3.1.1
 CRANE=v0.22.1
 CONFORMANCE=v0.0.0-20260831232431-97274622c111
+HELM=v4.3.2
+KUBECONFORM=v0.8.0
+KUBERNETES_VALIDATE=1.37.0
+VERSITYGW=v1.8.0
 
 # Debian's containerd and the Go one share a name, so the Go builds live in a folder of their own.
 bin="${CLIENTS_BIN:-$(cd "$(dirname "$0")/../.." && pwd)/.clients/bin}"
 mkdir -p "$bin"
 
 packages=(docker-registry containerd runc docker.io docker-compose podman skopeo buildah debootstrap uidmap iptables openssl
-    chromium fonts-dejavu-core pngquant wrk hey nginx-light)
+    chromium fonts-dejavu-core pngquant wrk hey nginx-light redis-server haproxy prometheus)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -47,3 +51,21 @@ go_install distribution github.com/distribution/distribution/v3/cmd/registry "$D
 go_install conformance github.com/opencontainers/distribution-spec/conformance "$CONFORMANCE"
 go_install ctr2 github.com/containerd/containerd/v2/cmd/ctr "$CONTAINERD"
 go_install containerd2 github.com/containerd/containerd/v2/cmd/containerd "$CONTAINERD"
+go_install versitygw github.com/versity/versitygw/cmd/versitygw "$VERSITYGW"
+go_install helm helm.sh/helm/v4/cmd/helm "$HELM"
+go_install kubeconform github.com/yannh/kubeconform/cmd/kubeconform "$KUBECONFORM"
+
+# Kubernetes' JSON schemas for kubeconform, which would fetch them one by one: out of the package that ships them all.
+schemas="$(dirname "$bin")/kubernetes-schemas"
+if [ "$(cat "$schemas/.version" 2>/dev/null)" != "$KUBERNETES_VALIDATE" ]; then
+    echo "unpacking Kubernetes' schemas"
+    staging=$(mktemp -d)
+    python="$(dirname "$0")/../../.venv/bin/python" # make's; Debian's own may have no pip
+    [ -x "$python" ] || python=python3
+    "$python" -m pip install -q --disable-pip-version-check --root-user-action ignore --no-deps --target "$staging" \
+        "kubernetes-validate==$KUBERNETES_VALIDATE"
+    rm -rf "$schemas"
+    mv "$staging/kubernetes_validate/kubernetes-json-schema" "$schemas"
+    rm -rf "$staging"
+    echo "$KUBERNETES_VALIDATE" >"$schemas/.version"
+fi

@@ -2,8 +2,10 @@
 
 import contextlib
 import http.client
+import math
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -101,11 +103,13 @@ class Fault:
 
 @dataclass
 class Seen:
-    """A request that came: its method, its path with the query, and the length of its body."""
+    """A request that came: its method, its path with the query, the length of its body, when it began and ended."""
 
     method: str
     path: str
     length: int
+    began: float
+    ended: float = math.inf
 
 
 class FaultyS3:
@@ -158,7 +162,13 @@ class FaultyS3:
     def _answer(self, request: "_Request") -> None:
         length = int(request.headers.get("Content-Length") or 0)
         body = request.rfile.read(length)
-        self.seen.append(Seen(request.command, request.path, length))
+        self.seen.append(seen := Seen(request.command, request.path, length, time.monotonic()))
+        try:
+            self._answer_to(request, body)
+        finally:
+            seen.ended = time.monotonic()
+
+    def _answer_to(self, request: "_Request", body: bytes) -> None:
         healed = self._healed
         met = {fault.kind: fault for fault in list(self.faults) if fault.meets(request.command, request.path)}
         if "delay" in met:

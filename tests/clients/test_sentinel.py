@@ -11,14 +11,14 @@ from proxy.storage.servers import Place
 from proxy.storage.stamps import Stamps
 from proxy.storage.valkey import ValkeyMetadata
 from proxy.telemetry.events import silent
-from tests.clients.process import Daemon, free_port
+from tests.clients.process import Daemon, free_port, wait_for
 from tests.clients.valkey import ValkeyServer
 
 _NAME = "region"
 
 
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[tuple[ValkeyServer, int]]:
+def servers(tmp_path: Path) -> Iterator[tuple[ValkeyServer, ValkeyServer, int]]:
     """A master with a replica of its own, and the port of a Sentinel that watches them."""
     master = ValkeyServer(tmp_path / "master", {"repl-diskless-sync-delay": "0"})
     follower = ValkeyServer(tmp_path / "follower", {"replicaof": f"127.0.0.1 {master.port}"})
@@ -30,16 +30,16 @@ def servers(tmp_path: Path) -> Iterator[tuple[ValkeyServer, int]]:
     sentinel = Daemon(["redis-server", config, "--sentinel"], tmp_path / "sentinel.log")
     try:
         sentinel.wait_until(lambda: f"slave{0}" in _info(port) or "slaves=1" in _info(port))
-        yield master, port
+        yield master, follower, port
     finally:
         sentinel.stop()
         follower.stop()
         master.stop()
 
 
-async def test_the_next_master_is_found(servers: tuple[ValkeyServer, int]) -> None:
+async def test_the_next_master_is_found(servers: tuple[ValkeyServer, ValkeyServer, int]) -> None:
     """What was stored is there, and what comes is stored, as soon as there is another master."""
-    master, port = servers
+    master, follower, port = servers
     link = Link(Place.of(f"redis+sentinel://127.0.0.1:{port}/{_NAME}?prefix=tests"), silent)
     store = ValkeyMetadata(link, Stamps(None))
     link.heard, link.turned = store.hear, store.forget
@@ -47,7 +47,7 @@ async def test_the_next_master_is_found(servers: tuple[ValkeyServer, int]) -> No
     try:
         assert link.up
         assert await store.put({"key": b"before"}, 600)
-        assert await asyncio.to_thread(master.command, "WAIT", "1", "4000") == 1
+        await asyncio.to_thread(wait_for, "the copy", lambda: follower.command("EXISTS", "{tests}:1:r:key") == 1)
         await asyncio.to_thread(master.kill)
         async with asyncio.timeout(20):
             while not (link.up and await _stored(store)):
