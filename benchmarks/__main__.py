@@ -9,18 +9,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.fill import breaks, containerd, resources, transfers
-from benchmarks.load import days, pulls, start, warm
+from benchmarks.load import days, pulls, region, start, warm
 from benchmarks.programs import ROOT
 from benchmarks.report import Outcome, Scenario, run
 
 _FILL = transfers.SCENARIOS | breaks.SCENARIOS | resources.SCENARIOS | containerd.SCENARIOS
 _LOAD = {**warm.SCENARIOS, **pulls.SCENARIOS, **days.SCENARIOS, **start.SCENARIOS}
 _GROUPS = {"load": list(_LOAD), "fill": list(_FILL), "all": [*_LOAD, *_FILL]}
+# What takes a machine of its own for a while.
+_ALONE = {**region.SCENARIOS}
 
 
 def main() -> None:
     """Run what is asked for, print, and write JSON where that is wanted."""
-    known: dict[str, Scenario] = _LOAD | _FILL
+    known: dict[str, Scenario] = _LOAD | _FILL | _ALONE
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", metavar="SCENARIO", nargs="*", help=", ".join([*_GROUPS, *known]))
     parser.add_argument("--proxy-dir", type=Path, default=ROOT, help="the checkout whose proxy is measured")

@@ -39,6 +39,9 @@ METRICS = {
     "hits": Metric("hit ratio %", 100, 2),
     "failed": Metric("failed", 1, 0),
     "memory": Metric("memory MB", 1e-6, 0),
+    "metadata_cpu_seconds": Metric("metadata server's CPU s", 1, 2),
+    "metadata_commands": Metric("its commands", 1, 0),
+    "metadata_memory": Metric("its memory MB", 1e-6, 1),
 }
 
 

@@ -37,6 +37,7 @@ from proxy.upstream.client import Reply, Upstream
 from proxy.upstream.errors import (
     UpstreamError,
 )
+from proxy.upstream.replicas import Dropped
 
 _LOG_INTERVAL = 60.0
 # Bytes of a blob that is answered from memory: configurations, above all, which every node wants.
@@ -151,18 +152,22 @@ class Blobs:
         user, used = user_of(ask), self._store.used
         return lambda _client: used(digest, user)
 
-    async def purge(self, digest: Digest) -> bool:
-        """Take the finished blob away; False where there is none, or somebody reads it. Raises StorageError.
+    async def purge(self, digest: Digest) -> Dropped:
+        """Take the finished blob away, where nobody reads it. Raises StorageError.
 
         Out of every process' memory it goes in any case, and out of every replica where there are several.
         """
-        removed = await self.drop(digest, "purge")
-        return await self._region.purge(digest) or removed
+        dropped = [await self.drop(digest), *await self._region.purge(digest)]
+        return next((what for what in (Dropped.READ, Dropped.GONE) if what in dropped), Dropped.NONE)
 
-    async def drop(self, digest: Digest, reason: str = "digest") -> bool:
-        """Take the finished blob away from this replica: see `purge`."""
+    async def drop(self, digest: Digest) -> Dropped:
+        """Take the finished blob away from this replica, and from the object store. Raises StorageError."""
         try:
-            return await self._store.remove(digest, reason)
+            removed = await self._store.remove(digest, "purge")
+            if (stored := await self._store.open(digest)) is not None:
+                stored.close()
+                return Dropped.READ
+            return Dropped.GONE if removed else Dropped.NONE
         finally:
             await self._records.delete(stored_key(digest))
             await self._region.lost(digest)

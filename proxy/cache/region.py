@@ -23,13 +23,13 @@ from proxy.oci.digest import Digest
 from proxy.storage.base import Holders, Kept, Leases, ObjectStore, StorageError, WrongObject
 from proxy.telemetry.events import ObjectMismatch, SharedBytes, SharedStoreFailed, Tell
 from proxy.upstream.errors import UpstreamFailure
-from proxy.upstream.replicas import Replicas, ReplicaUnreachable
+from proxy.upstream.replicas import Dropped, Replicas, ReplicaUnreachable
 from proxy.upstream.slots import Slots
 
 _log = logging.getLogger("pullthrough.cache")
 
 # Seconds. For so long a replica that has a lease, and cannot be reached, keeps the others from the upstream.
-_PATIENCE = 5.0
+_PATIENCE = 8.0
 _PAUSE = 0.1
 _MOST_ASKED = 20
 _DISTRUSTED = 60.0
@@ -83,21 +83,24 @@ class Region:
         if self._holders is not None:
             await self._holders.add(digest)
 
-    async def purge(self, digest: Digest) -> bool:
-        """Have all other replicas drop the blob; gives whether one had it. Raises StorageError where one cannot."""
+    async def purge(self, digest: Digest) -> list[Dropped]:
+        """Have all other replicas drop the blob; gives what became of it there. Raises StorageError where one fails."""
         if self._holders is None or self._replicas is None:
-            return False
+            return []
         addresses = list(await self._holders.everybody())
         done = await asyncio.gather(
             *(self._replicas.remove(address, digest) for address in addresses), return_exceptions=True
         )
+        dropped = []
         for address, result in zip(addresses, done, strict=True):
             await self._holders.drop(digest, address)
-            if isinstance(result, BaseException):
+            if isinstance(result, Dropped):
+                dropped.append(result)
+            else:
                 _log.warning("the blob %s may be left at another replica: %s", digest, result)
-        if any(isinstance(result, BaseException) for result in done):
+        if len(dropped) < len(addresses):
             raise StorageError("a replica does not answer: the blob may be left there")
-        return any(result is True for result in done)
+        return dropped
 
     async def lost(self, digest: Digest) -> None:
         """The blob is not here any more."""

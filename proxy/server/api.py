@@ -17,6 +17,7 @@ from proxy.oci.errors import OCIError
 from proxy.policy.registry import Reference, Registries, parse_reference
 from proxy.server.described import digest_as_json, refreshed_as_json, rfc3339, tag_as_json, text_of
 from proxy.storage.base import BlobStore, StorageError
+from proxy.upstream.replicas import Dropped
 
 _log = logging.getLogger("pullthrough.server")
 _audit = logging.getLogger("pullthrough.audit")
@@ -67,7 +68,7 @@ class Api:
         self,
         control: Control,
         blobs: BlobStore,
-        purge_blob: Callable[[Digest], Awaitable[bool]],
+        purge_blob: Callable[[Digest], Awaitable[Dropped]],
         registries: Callable[[], Registries],
         clusters: Callable[[], Iterable[str]],
         stats: Callable[[], Any],
@@ -273,14 +274,11 @@ class Api:
         return {"blobs": blobs} | ({"last": blobs[-1]["digest"]} if len(found) > n else {})
 
     async def _remove_blob(self, request: ApiRequest, digest: Digest) -> Any:
-        stored = await self._blobs.open(digest)
-        if stored is None:
-            # It may be in memory still, though it was evicted.
-            await self._purge_blob(digest)
-            raise ApiError(404, f"{digest} is not in the cache")
-        stored.close()
-        if not await self._purge_blob(digest):
+        dropped = await self._purge_blob(digest)
+        if dropped is Dropped.READ:
             raise ApiError(409, f"{digest} is being read at present")
+        if dropped is Dropped.NONE:
+            raise ApiError(404, f"{digest} is not in the cache")
         _audit.info("remove %s by %s", digest, request.actor)
         return {"blobs": [str(digest)]}
 

@@ -71,11 +71,11 @@ class ReplicaListener:
 
     async def _remove(self, digest: Digest) -> web.Response:
         try:
-            removed = await self._blobs().drop(digest)
+            dropped = await self._blobs().drop(digest)
         except StorageError as error:
             _log.warning("%s", error)
             return web.Response(status=503, text="the blob cannot be removed\n")
-        return web.Response(status=204 if removed else 404)
+        return web.Response(status=dropped)
 
     async def _give(self, request: web.BaseRequest, digest: Digest, source: bytes) -> web.StreamResponse:
         try:

@@ -31,10 +31,11 @@ T = TypeVar("T")
 
 _log = logging.getLogger("pullthrough.storage")
 
-# Seconds. Longer than the loop of a busy process is late, shorter than anybody would wait.
+# Seconds. A server that does not answer pings is away, whoever waits for it; one that does has longer to answer.
 _PING = 0.25
 _SILENCE = 1.0
-_LIMIT = 1.0
+_CONNECT = 1.0
+_LIMIT = 5.0
 _LOOK = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 _CONNECTIONS = 32
@@ -62,9 +63,11 @@ class Link:
         self.arriving: Callable[[bool], Awaitable[None]] = _nothing
         self.turned: Callable[[], None] = lambda: None
         self.epoch = ""
-        self._server = Server(place, _LIMIT)
+        self._server = Server(place, _CONNECT)
         self.client = self._server.client
         self._turns = asyncio.Semaphore(_CONNECTIONS)
+        # Until when those who ask it wait.
+        self._waiting: set[asyncio.Timeout] = set()
         self._tell = tell
         self._up = self._closing = False
         self._was_up = asyncio.Event()
@@ -105,9 +108,15 @@ class Link:
         """
         if not (self._up or arriving):
             raise Away("the shared metadata store does not answer")
+        deadline = asyncio.timeout(_LIMIT)
         try:
-            async with asyncio.timeout(_LIMIT), self._turns:
-                return await call(self.client)
+            async with deadline:
+                self._waiting.add(deadline)
+                try:
+                    async with self._turns:
+                        return await call(self.client)
+                finally:
+                    self._waiting.discard(deadline)
         except OutOfMemoryError as error:
             self._tell(SharedStoreFailed("metadata", "full"))
             raise Full("the shared metadata store is full") from error
@@ -124,10 +133,9 @@ class Link:
         if not self._up or self._watching is None:
             raise Away("the shared metadata store does not answer")
         try:
-            async with asyncio.timeout(_LIMIT):
+            async with asyncio.timeout(_SILENCE):
                 await self._ping(self._watching)
         except _FAILURES as error:
-            self._lost(error)
             raise Away(f"the shared metadata store failed: {described(error)}") from error
 
     # The connection that is watched.
@@ -154,9 +162,9 @@ class Link:
     async def _subscribed(self) -> AsyncIterator[PubSub]:
         watching = self.client.pubsub()
         try:
-            async with asyncio.timeout(2 * _LIMIT):
+            async with asyncio.timeout(2 * _CONNECT):
                 await watching.subscribe(self.channel)
-                message = await watching.get_message(timeout=_LIMIT)
+                message = await watching.get_message(timeout=_CONNECT)
                 if message is None or message["type"] != "subscribe":
                     raise TimeoutError("no answer to a subscription")
             self._broken.clear()
@@ -213,7 +221,11 @@ class Link:
             self._pings[name] = loop.time(), loop.create_future()
             async with asyncio.timeout(_SILENCE):
                 await watching.ping(name)
+            due = loop.time() + _PING
             await asyncio.sleep(_PING)
+            # What came while this loop was busy has not been read: that is not the server's silence.
+            late = max(0.0, loop.time() - due)
+            self._confirmed = min(self._confirmed + late, due)
             if loop.time() - self._confirmed > _SILENCE:
                 raise TimeoutError("it is silent")
 
@@ -249,6 +261,11 @@ class Link:
     def _lost(self, error: BaseException) -> None:
         """The server has failed somebody: nobody asks it until it is there anew."""
         self._broken.set()
+        now = asyncio.get_running_loop().time()
+        for deadline in self._waiting:
+            # They need not find that out by themselves.
+            if not deadline.expired():
+                deadline.reschedule(now)
         if not self._up:
             return
         self._up = False

@@ -45,7 +45,7 @@ _CONNECT = 2.0
 _FIND = 3.0
 _SILENCE = 5.0
 # A piece that drips in is as good as none.
-_PIECE_WITHIN = 20.0
+_PIECE_WITHIN = 5.0
 # Nobody waits for these: to store and to remove.
 _SMALL = 10.0
 # No request of any length is cut off as long as it gets on.

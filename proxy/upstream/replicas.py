@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from enum import IntEnum
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -19,6 +20,14 @@ _CONNECT, _SILENCE = 1.0, 2.0
 _ANSWER = 10.0
 _READ_BUFFER = 512 * 1024
 _CONNECTIONS = 64
+
+
+class Dropped(IntEnum):
+    """What became of a blob that a replica was to drop, as it answers: it has gone, was not there, or is being read."""
+
+    GONE = 204
+    NONE = 404
+    READ = 409
 
 
 class ReplicaUnreachable(UpstreamFailure):
@@ -87,12 +96,14 @@ class Replicas:
                 raise ReplicaUnreachable("connect", f"the replica at {_name(address)} answered {response.status}")
             yield ReplicaReply(f"the replica at {_name(address)}", response, self._tell)
 
-    async def remove(self, address: str, digest: Digest) -> bool:
-        """Have the replica drop the blob: False where it had none, or somebody reads it. Raises UpstreamFailure."""
+    async def remove(self, address: str, digest: Digest) -> Dropped:
+        """Have the replica drop the blob. Raises UpstreamFailure."""
         async with self._asked("DELETE", address, f"/v1/blobs/{digest}", "", _ANSWER) as response:
-            if response.status not in {204, 404}:
-                raise ReplicaUnreachable("connect", f"the replica at {_name(address)} answered {response.status}")
-            return response.status == 204
+            try:
+                return Dropped(response.status)
+            except ValueError:
+                message = f"the replica at {_name(address)} answered {response.status}"
+                raise ReplicaUnreachable("connect", message) from None
 
     @asynccontextmanager
     async def _asked(
