@@ -172,15 +172,17 @@ class Blobs:
             await self._records.delete(stored_key(digest))
             await self._region.lost(digest)
 
-    async def for_replica(self, digest: Digest, source: bytes) -> BlobSource | None:
+    async def for_replica(self, digest: Digest, source: bytes | None) -> BlobSource | None:
         """The blob, or what some process here is filling of it from `source`, for another replica; None for neither.
+
+        Who only looks for one that has it gives no source: two that fill it would else read from each other.
 
         Raises UpstreamError or Uncacheable where the fill that it was to come from has failed.
         """
         with contextlib.suppress(StorageError):
             if (stored := await self._store.open(digest)) is not None:
                 return Present(stored)
-        fill = self._fills.for_replica(digest, source)
+        fill = self._fills.for_replica(digest, source) if source is not None else None
         if fill is None:
             return None
         reader = fill.join(fill.ask)

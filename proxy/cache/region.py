@@ -176,8 +176,10 @@ class Region:
             self._failed(error)
         return None
 
-    def at_replica(self, wanted: Wanted, address: str, failed: Callable[[], Awaitable[None]]) -> Place | None:
-        """Another replica as a place; `failed` is called where it has turned out to be none."""
+    def at_replica(
+        self, wanted: Wanted, address: str, failed: Callable[[], Awaitable[None]], filling: bool = False
+    ) -> Place | None:
+        """Another replica as a place, which has the blob, or is `filling` it; `failed` is called where it is none."""
         replicas = self._replicas
         if replicas is None:
             return None
@@ -185,7 +187,7 @@ class Region:
         @asynccontextmanager
         async def request(_ask: Ask, span: tuple[int, int] | None, _address: str | None) -> AsyncIterator[RangeReply]:
             try:
-                async with replicas.blob(address, wanted.digest, wanted.source, span) as reply:
+                async with replicas.blob(address, wanted.digest, wanted.source if filling else None, span) as reply:
                     yield reply
             except ReplicaUnreachable:
                 await failed()
@@ -283,7 +285,7 @@ class Places:
                 self._leased = True
                 continue
             if self._is_patient():
-                place = self._region.at_replica(self._wanted, holder, self._holder_failed)
+                place = self._region.at_replica(self._wanted, holder, self._holder_failed, filling=True)
                 if place is not None:
                     return place
             _log.warning("the replica at %s fills %s and cannot be read from", holder, self._wanted.digest)

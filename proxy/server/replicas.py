@@ -1,6 +1,7 @@
 """What other replicas of the region ask of this one: the bytes of blobs that it has or is filling, and to drop some.
 
-`GET /v1/blobs/<digest>?source=<hex>` (with a Range) and `DELETE /v1/blobs/<digest>`, each signed (`policy.replica`).
+`GET /v1/blobs/<digest>` (with a Range; with `?source=<hex>` what is being filled from there, too) and
+`DELETE /v1/blobs/<digest>`, each signed (`policy.replica`).
 Nothing is said of rights here: the replica that asks knows whom it gives the bytes to. No fill begins for it.
 """
 
@@ -58,7 +59,7 @@ class ReplicaListener:
         path = request.rel_url.raw_path
         try:
             digest = Digest.parse(path.removeprefix(_BLOBS)) if path.startswith(_BLOBS) else None
-            source = bytes.fromhex(request.rel_url.query.get("source", ""))
+            source = bytes.fromhex(request.rel_url.query.get("source", "")) or None
         except (OCIError, ValueError):
             digest = None
         if digest is None:
@@ -77,7 +78,7 @@ class ReplicaListener:
             return web.Response(status=503, text="the blob cannot be removed\n")
         return web.Response(status=dropped)
 
-    async def _give(self, request: web.BaseRequest, digest: Digest, source: bytes) -> web.StreamResponse:
+    async def _give(self, request: web.BaseRequest, digest: Digest, source: bytes | None) -> web.StreamResponse:
         try:
             async with asyncio.timeout(_HEAD_DEADLINE) as deadline:
                 body = await self._blobs().for_replica(digest, source)

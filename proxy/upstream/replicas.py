@@ -84,14 +84,15 @@ class Replicas:
 
     @asynccontextmanager
     async def blob(
-        self, address: str, digest: Digest, source: bytes, span: tuple[int, int] | None
+        self, address: str, digest: Digest, source: bytes | None, span: tuple[int, int] | None
     ) -> AsyncIterator[ReplicaReply]:
-        """The bytes of `span` (all without one) of a blob that the replica has, or fills from `source`.
+        """The bytes of `span` (all without one) of a blob that the replica has, or fills from `source`, where given.
 
         Raises ReplicaUnreachable, or UpstreamFailure where it does not answer in time.
         """
+        query = f"?source={source.hex()}" if source is not None else ""
         wanted = f"bytes={span[0]}-{span[1] - 1}" if span is not None else ""
-        async with self._asked("GET", address, f"/v1/blobs/{digest}?source={source.hex()}", wanted) as response:
+        async with self._asked("GET", address, f"/v1/blobs/{digest}{query}", wanted) as response:
             if response.status not in {200, 206}:
                 raise ReplicaUnreachable("connect", f"the replica at {_name(address)} answered {response.status}")
             yield ReplicaReply(f"the replica at {_name(address)}", response, self._tell)
