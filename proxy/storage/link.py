@@ -160,7 +160,8 @@ class Link:
 
     @asynccontextmanager
     async def _subscribed(self) -> AsyncIterator[PubSub]:
-        watching = self.client.pubsub()
+        async with asyncio.timeout(4 * _CONNECT):
+            watching = await self._server.listener()
         try:
             async with asyncio.timeout(2 * _CONNECT):
                 await watching.subscribe(self.channel)
