@@ -1,5 +1,5 @@
-"""Where the server for shared metadata is: at an address, where Sentinels say that the master is at present, or the node
-of a Cluster that has our slot."""
+"""Where the server for shared metadata is: at an address, where Sentinels say that the master is at present, or at the
+node of a Cluster that has our slot."""
 
 from dataclasses import dataclass
 from typing import Any, cast

@@ -107,6 +107,10 @@ async def test_a_cluster_loses_the_node_that_has_our_slot(cluster: list[ValkeySe
         await other.close()
 
 
+def _is_ok(server: ValkeyServer) -> bool:
+    return "cluster_state:ok" in str(server.command("CLUSTER", "INFO"))
+
+
 def _owns(server: ValkeyServer, slot: int) -> str:
     """`ok` where it is the master of the slot."""
     try:
