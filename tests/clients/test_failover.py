@@ -64,7 +64,9 @@ def cluster(tmp_path: Path) -> Iterator[list[ValkeyServer]]:
         "cluster-enabled": "yes", "cluster-node-timeout": "1000", "repl-diskless-sync-delay": "0",
         "cluster-replica-validity-factor": "0",
     }  # fmt: skip
-    servers = [ValkeyServer(tmp_path / str(number), options) for number in range(6)]
+    # The nodes' own port would be 10,000 above the other, where anybody may be.
+    ports = [{"cluster-port": str(free_port())} for _ in range(6)]
+    servers = [ValkeyServer(tmp_path / str(number), options | port) for number, port in enumerate(ports)]
     try:
         nodes = [f"127.0.0.1:{server.port}" for server in servers]
         run("redis-cli", "--cluster", "create", *nodes, "--cluster-replicas", "1", "--cluster-yes")
