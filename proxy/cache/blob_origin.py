@@ -1,7 +1,8 @@
 """Blobs as upstreams have them: how long they are, their ranges, and their bodies as they come."""
 
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 
 from proxy.cache.ask import Ask
 from proxy.cache.place import Place, Request
@@ -9,7 +10,7 @@ from proxy.oci.digest import Digest
 from proxy.oci.manifest import content_type_of
 from proxy.oci.ranges import parse_content_range
 from proxy.upstream.client import Call, Reply, Upstream
-from proxy.upstream.errors import UpstreamInvalid, UpstreamRefused, UpstreamRejected
+from proxy.upstream.errors import UpstreamFailure, UpstreamInvalid, UpstreamRefused, UpstreamRejected
 from proxy.upstream.pools import Pool
 
 
@@ -68,6 +69,17 @@ def ranges_of(digest: Digest, upstream: Upstream) -> Request:
 def upstream_place(digest: Digest, upstream: Upstream) -> Place:
     """The `upstream` as a place of the blob, the same whatever a reload does meanwhile."""
     return Place("upstream", ranges_of(digest, upstream), upstream.slots, upstream.parallel)
+
+
+def failing_place(place: Place, error: UpstreamFailure) -> Place:
+    """The same place while it is not to be asked: whoever does meets `error`."""
+
+    @asynccontextmanager
+    async def request(_ask: Ask, _span: tuple[int, int] | None, _address: str | None) -> AsyncIterator[Reply]:
+        raise error
+        yield
+
+    return replace(place, request=request, tries=0)
 
 
 def is_page(reply: Reply) -> bool:

@@ -13,7 +13,7 @@ from functools import partial
 
 from proxy.cache.ask import Ask, Clock, Records, Rights
 from proxy.cache.attempts import Attempts
-from proxy.cache.blob_origin import upstream_place
+from proxy.cache.blob_origin import failing_place, upstream_place
 from proxy.cache.blob_rights import BlobRights
 from proxy.cache.download import Uncacheable
 from proxy.cache.fill import Fill
@@ -29,7 +29,14 @@ from proxy.settings import ManifestSettings
 from proxy.storage.base import BlobStore
 from proxy.telemetry.events import Tell
 from proxy.upstream.client import Upstream
-from proxy.upstream.errors import UpstreamError, UpstreamMissing, UpstreamRefused, WrongDigest
+from proxy.upstream.errors import (
+    LeftAlone,
+    UpstreamError,
+    UpstreamFailure,
+    UpstreamMissing,
+    UpstreamRefused,
+    WrongDigest,
+)
 
 # No `negative_ttl` in use is longer; what is older is dropped.
 _LONGEST_WRONG = 86400.0
@@ -88,8 +95,15 @@ class Fills:
 
     def start(self, ask: Ask, digest: Digest, start: int, generation: bytes | None, speed: Speed | None) -> Fill:
         """Begin to fill `digest` with the rights of `ask`, at `start`; the attempt is of `generation`."""
-        ended = self._attempts.begin(ask, digest, generation)
         upstream = self._upstreams[ask.repository.registry]
+        place, ended = upstream_place(digest, upstream), _nothing
+        try:
+            ended = self._attempts.begin(ask, digest, generation)
+        except UpstreamFailure as error:
+            if not self._region.is_shared:
+                raise
+            # The region may have it all the same.
+            place = failing_place(place, error)
 
         async def granted(asked: Ask, media_type: str, size: int) -> None:
             self._attempts.succeeded(asked, digest)
@@ -107,11 +121,11 @@ class Fills:
             if not of_the_client and not isinstance(error, LeftBehindWrong):
                 await self._attempts.failed(asked, digest, error, generation)
             # Clients choose what they ask for, and whoever asks for what is not theirs is to fill no log.
-            level = logging.DEBUG if of_the_client else logging.WARNING
+            level = logging.DEBUG if of_the_client or isinstance(error, LeftAlone) else logging.WARNING
             _log.log(level, "fill of %s from %s failed: %s", digest, ask.repository, error)
 
         means = Means(
-            self._store, upstream_place(digest, upstream), self._region, partial(self._access.ensure, digest=digest),
+            self._store, place, self._region, partial(self._access.ensure, digest=digest),
             granted, refused, failed, self._tell, upstream.source, self._worker or 0, self._worker is not None, speed,
         )  # fmt: skip
         fill = self._begin(Fill(digest, ask, start, means))
@@ -203,6 +217,10 @@ def _following(
     fill = Fill(digest, ask, 0, means)
     fill.follows = True
     return fill
+
+
+def _nothing() -> None:
+    """Nothing has begun."""
 
 
 async def _nobody(*_told: object) -> None:

@@ -74,6 +74,16 @@ class Region:
         # Of what the region had other bytes for, and when that was seen.
         self._distrusted: dict[Digest, float] = {}
 
+    @property
+    def here(self) -> str:
+        """Where other replicas read from this one."""
+        return self._leases.address if self._leases is not None else ""
+
+    @property
+    def is_shared(self) -> bool:
+        """May anybody else have a blob?"""
+        return self._objects is not None or self._holders is not None
+
     def places(self, wanted: Wanted, stack: AsyncExitStack) -> "Places":
         """The places of a fill; what is held for it is given back when `stack` ends."""
         return Places(self, wanted, stack)
@@ -139,6 +149,9 @@ class Region:
             return None
         try:
             return await self._objects.address(kept, _SIGNED_FOR)
+        except WrongObject as error:
+            await self._wrong(self._objects, digest, error)
+            return None
         except StorageError as error:
             self._failed(error)
             return None
@@ -160,7 +173,10 @@ class Region:
         if self._holders is None:
             return []
         try:
-            return list(await self._holders.of(digest))
+            addresses = await self._holders.of(digest)
+            # Others may have been gone for a day.
+            there = set(await self._holders.everybody()) if addresses else set()
+            return [address for address in addresses if address in there]
         except StorageError:
             return []
 
@@ -284,7 +300,12 @@ class Places:
                 # Who had it before may have brought all of it meanwhile.
                 self._leased = True
                 continue
-            if self._is_patient():
+            if holder == self._region.here:
+                # An earlier run's, or that of a replica that says it is where this one is.
+                await self._holder_failed()
+                if self._is_patient():
+                    continue
+            elif self._is_patient():
                 place = self._region.at_replica(self._wanted, holder, self._holder_failed, filling=True)
                 if place is not None:
                     return place

@@ -262,7 +262,10 @@ class ObjectStore(Protocol):
         ...
 
     async def address(self, kept: Kept, seconds: float) -> str:
-        """Where anybody can have its bytes for so long: a signed URL, never to be logged. Raises ObjectStoreError."""
+        """Where anybody can have its bytes for so long: a signed URL, never to be logged.
+
+        Raises ObjectStoreError, or WrongObject where its bytes are not there any more.
+        """
         ...
 
     async def close(self) -> None:
@@ -272,6 +275,11 @@ class ObjectStore(Protocol):
 
 class Leases(Protocol):
     """Who of all replicas does a thing, by its name. They save work, and nothing depends on them: see `take`."""
+
+    @property
+    def address(self) -> str:
+        """Where others read from this one."""
+        ...
 
     async def take(self, name: str) -> str | None:
         """Have it until `release`, or until this process ends. None: it is had; else the address of who has it.

@@ -63,7 +63,8 @@ class Guarded:
 
     async def address(self, kept: Kept, seconds: float) -> str:
         """See `ObjectStore.address`."""
-        return await self._store.address(kept, seconds)
+        with self._asking():
+            return await self._store.address(kept, seconds)
 
     async def close(self) -> None:
         """See `ObjectStore.close`."""

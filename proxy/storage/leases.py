@@ -64,6 +64,8 @@ class ValkeyLeases:
         self._value = f"{address} {uuid.uuid4().hex}"
         self._held: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
+        self._beating: asyncio.Future[None] | None = None
+        self._giving_back: set[asyncio.Future[None]] = set()
         texts = (_HOLD, _TAKE, _RELEASE, _NOTE)
         self._scripts = {text: link.client.register_script(text) for text in texts}
 
@@ -76,7 +78,11 @@ class ValkeyLeases:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self._beating is not None:
+            await asyncio.wait([self._beating])
+        await asyncio.gather(*self._giving_back, return_exceptions=True)
         for name in list(self._held):
+            self._held[name] = 1
             await self.release(name)
         try:
             await self._link.ask(lambda client: client.zrem(self._name("replicas"), self.address))
@@ -85,22 +91,34 @@ class ValkeyLeases:
 
     async def take(self, name: str) -> str | None:
         """See `Leases.take`."""
-        # Before anything is known: whoever is cancelled meanwhile leaves nothing that goes on.
+        taking = asyncio.ensure_future(self._take(name))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            # What is under way may still make it ours, so it is given back after that.
+            giving_back = asyncio.ensure_future(self._give_back(name, taking))
+            self._giving_back.add(giving_back)
+            giving_back.add_done_callback(self._giving_back.discard)
+            raise
+
+    async def _take(self, name: str) -> str | None:
         self._held[name] = self._held.get(name, 0) + 1
         try:
             had = await self._run(_TAKE, [self._lease(name)], [self._value, int(_LASTS * 1000)])
         except StorageError:
             # Twice is better than not at all; once the server is there again this is the one that has it.
             return None
-        except BaseException:
-            await self.release(name)
-            raise
         if had is not None:
-            self._let_go(name)
+            await self.release(name)
             return _address_of(had)
         with contextlib.suppress(StorageError):
             await self._link.sync()
         return None
+
+    async def _give_back(self, name: str, taking: "asyncio.Future[str | None]") -> None:
+        await asyncio.wait([taking])
+        if not taking.cancelled() and taking.exception() is None and taking.result() is None:
+            await self.release(name)
 
     async def holder(self, name: str) -> str | None:
         """See `Leases.holder`."""
@@ -110,6 +128,9 @@ class ValkeyLeases:
     async def release(self, name: str) -> None:
         """See `Leases.release`."""
         if self._let_go(name):
+            # A beat that is under way may still make it ours.
+            if self._beating is not None:
+                await asyncio.wait([self._beating])
             try:
                 await self._run(_RELEASE, [self._lease(name)], [self._value])
             except StorageError as error:
@@ -157,13 +178,18 @@ class ValkeyLeases:
         while True:
             if self._link.up:
                 await self._note("replicas", int(_LASTS), _MOST_REPLICAS)
-                held = [self._lease(name) for name in self._held]
-                try:
-                    if held:
-                        await self._run(_HOLD, held, [self._value, int(_LASTS * 1000)])
-                except StorageError as error:
-                    _log.debug("%s", error)
+                self._beating = asyncio.ensure_future(self._hold())
+                await asyncio.wait([self._beating])
+                self._beating = None
             await asyncio.sleep(_BEAT)
+
+    async def _hold(self) -> None:
+        held = [self._lease(name) for name in self._held]
+        try:
+            if held:
+                await self._run(_HOLD, held, [self._value, int(_LASTS * 1000)])
+        except StorageError as error:
+            _log.debug("%s", error)
 
     async def _run(self, script: str, keys: list[str], words: list[Any]) -> Any:
         return await self._link.ask(lambda client: self._scripts[script](keys=keys, args=words, client=client))

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import redis.asyncio as redis
 from redis.asyncio.client import PubSub
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisClusterException, RedisError, ResponseError
 
 from proxy.storage.base import StorageError
 from proxy.storage.servers import Place, Server
@@ -40,7 +40,7 @@ _LOOK = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 _CONNECTIONS = 32
 
-_FAILURES = (RedisError, OSError, TimeoutError)
+_FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 
 
 class Away(StorageError):
@@ -73,6 +73,8 @@ class Link:
         self._was_up = asyncio.Event()
         self._broken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        # Why it was away last, which is logged once.
+        self._why = ""
         self._watching: PubSub | None = None
         self._confirmed = 0.0
         self._pings: dict[bytes, tuple[float, asyncio.Future[None]]] = {}
@@ -148,7 +150,7 @@ class Link:
             try:
                 async with self._subscribed() as watching:
                     await self._watch(watching)
-            except _FAILURES as error:
+            except (*_FAILURES, StorageError) as error:
                 self._lost(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, replicas go on without the server
                 _log.error("the link to the shared metadata store failed", exc_info=error)
@@ -173,7 +175,10 @@ class Link:
         finally:
             self._watching = None
             for _, answered in self._pings.values():
-                answered.cancel()
+                if not answered.done():
+                    answered.set_exception(ConnectionError("the connection ended"))
+                    # Nobody may wait for it.
+                    answered.exception()
             self._pings.clear()
             with contextlib.suppress(*_FAILURES):
                 await watching.aclose()  # type: ignore[no-untyped-call]  # it has no types
@@ -237,6 +242,7 @@ class Link:
         self._up = True
         self.turned()
         self._was_up.set()
+        self._why = ""
         self._tell(SharedStoreTurned("metadata", True))
         _log.info("the shared metadata store answers")
         while True:
@@ -246,9 +252,13 @@ class Link:
     async def _look_at_epoch(self, again: bool = False) -> None:
         """Has the server the memory that it had? `again`: it is up, and nothing is to be done where it has."""
         key, mine = f"{self.prefix}epoch", uuid.uuid4().hex
-        await self.ask(lambda client: client.set(key, mine, nx=True), arriving=True)
         found = await self.ask(lambda client: client.get(key), arriving=True)
-        epoch = found.decode(errors="replace") if isinstance(found, bytes) else mine
+        if found is None:
+            # A full one can be read from, and serves.
+            with contextlib.suppress(Full):
+                await self.ask(lambda client: client.set(key, mine, nx=True), arriving=True)
+            found = await self.ask(lambda client: client.get(key), arriving=True)
+        epoch = found.decode(errors="replace") if isinstance(found, bytes) else ""
         other, self.epoch = epoch != self.epoch, epoch
         if other and again:
             self.turned()
@@ -267,13 +277,17 @@ class Link:
             # They need not find that out by themselves.
             if not deadline.expired():
                 deadline.reschedule(now)
-        if not self._up:
+        why = described(error)
+        if not self._up and why == self._why:
             return
-        self._up = False
-        self.turned()
+        # Told again where it is for another reason: operators may be at work.
+        self._why = why
         self._tell(SharedStoreFailed("metadata", reason_of(error)))
-        self._tell(SharedStoreTurned("metadata", False))
-        _log.warning("the shared metadata store is away (%s): going on from local copies", described(error))
+        _log.warning("the shared metadata store is away (%s): going on from local copies", why)
+        if self._up:
+            self._up = False
+            self.turned()
+            self._tell(SharedStoreTurned("metadata", False))
 
 
 async def ended(tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -290,7 +304,7 @@ def described(error: BaseException) -> str:
     """In one line, without what a URL may hold."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    if isinstance(error, ResponseError):
+    if isinstance(error, ResponseError | StorageError):
         return str(error).split("\n", 1)[0][:120]
     return type(error).__name__
 

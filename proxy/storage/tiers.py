@@ -58,6 +58,9 @@ class TieredBlobs:
         self._tell = tell
         self._first = first
         self._waiting: dict[Digest, None] = {}
+        # How many upload it, and what was purged in that time.
+        self._uploading: dict[Digest, int] = {}
+        self._purged: set[Digest] = set()
         self._more = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -104,6 +107,8 @@ class TieredBlobs:
         if reason != "purge":
             return await self._local.remove(digest, reason)
         self._waiting.pop(digest, None)
+        if digest in self._uploading:
+            self._purged.add(digest)
         removed = await self._local.remove(digest, reason)
         return await self._objects.remove(digest) or removed
 
@@ -139,9 +144,27 @@ class TieredBlobs:
                 await self._more.wait()
             digest = next(iter(self._waiting))
             del self._waiting[digest]
-            if not await self._upload(digest):
+            if not await self._upload_once(digest):
                 self._waiting[digest] = None
                 await asyncio.sleep(_AGAIN)
+
+    async def _upload_once(self, digest: Digest) -> bool:
+        """See `_upload`; what was purged meanwhile is taken away again."""
+        self._purged.discard(digest)
+        self._uploading[digest] = self._uploading.get(digest, 0) + 1
+        try:
+            done = await self._upload(digest)
+            if digest in self._purged:
+                await self._objects.remove(digest)
+        except StorageError as error:
+            _log.warning("%s is not uploaded: %s", digest, error)
+            done = False
+        finally:
+            self._uploading[digest] -= 1
+            if not self._uploading[digest]:
+                del self._uploading[digest]
+                self._purged.discard(digest)
+        return done
 
     async def _upload(self, digest: Digest) -> bool:
         """Have it in the object store; False where it is to be tried again."""
@@ -174,7 +197,7 @@ class TieredBlobs:
             while listed := await self._local.listed(after, _PAGE):
                 for one in listed:
                     await asyncio.sleep(_PACE)
-                    if not await self._upload(one.digest):
+                    if not await self._upload_once(one.digest):
                         # The store fails: it is tried again with those that are published.
                         self.published(one.digest)
                         await asyncio.sleep(_AGAIN)

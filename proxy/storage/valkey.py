@@ -53,15 +53,19 @@ redis.call('PUBLISH', ARGV[5], ARGV[6])
 return 1
 """
 
-# KEYS: the index, the keys. ARGV: milliseconds that the marks last, the mark, the channel, the message, the names.
-# A server that is full deletes all the same, and leaves no marks.
+# KEYS: the index, what was deleted by time, the keys. ARGV: milliseconds that the marks last, the mark, the channel,
+# the message, now, the names. A server that is full deletes all the same, and leaves no marks.
 _DELETE = """
-for i = 2, #KEYS do
+for i = 3, #KEYS do
   redis.call('DEL', KEYS[i])
   redis.call('ZREM', KEYS[1], ARGV[i + 3])
 end
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', tonumber(ARGV[5]) - tonumber(ARGV[1]) / 1000)
 redis.call('PUBLISH', ARGV[3], ARGV[4])
-for i = 2, #KEYS do redis.pcall('SET', KEYS[i], ARGV[2], 'PX', ARGV[1]) end
+for i = 3, #KEYS do
+  redis.pcall('SET', KEYS[i], ARGV[2], 'PX', ARGV[1])
+  redis.pcall('ZADD', KEYS[2], ARGV[5], ARGV[i + 3])
+end
 return 1
 """
 
@@ -211,8 +215,13 @@ class ValkeyMetadata:
         mark = _packed(_DELETED, time.time() + DELETED_FOR, b"")
         names = list(map(_encoded, keys))
         async with self._change("deleted", keys) as (_, message):
-            words = [_milliseconds(DELETED_FOR), mark, self._link.channel, message, *names]
-            await self._run(_DELETE, list(map(self._raw, names)), words, arriving)
+            words = [_milliseconds(DELETED_FOR), mark, self._link.channel, message, time.time(), *names]
+            await self._run(_DELETE, [self._gone, *map(self._raw, names)], words, arriving)
+
+    async def deleted_since(self, at: float) -> list[str]:
+        """The keys that were deleted after `at` (Unix seconds), for as long as that is known. For `Link.arriving`."""
+        found: list[Any] = await self._link.ask(lambda client: client.zrangebyscore(self._gone, at, "+inf"), True)
+        return [_decoded(name) for name in found]
 
     async def offer(self, entries: Mapping[str, tuple[bytes, float]], arriving: bool = False) -> None:
         """Store what the server knows nothing of, not even that it was deleted: values, and seconds to keep each.
@@ -289,6 +298,10 @@ class ValkeyMetadata:
     @property
     def _index(self) -> bytes:
         return f"{self._link.prefix}keys".encode()
+
+    @property
+    def _gone(self) -> bytes:
+        return f"{self._link.prefix}deleted".encode()
 
     def _name(self, key: str) -> bytes:
         return self._raw(_encoded(key))
