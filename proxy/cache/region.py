@@ -21,7 +21,7 @@ from proxy.cache.ask import Ask
 from proxy.cache.place import Place, RangeReply
 from proxy.oci.digest import Digest
 from proxy.storage.base import Holders, Kept, Leases, ObjectStore, StorageError, WrongObject
-from proxy.telemetry.events import ObjectMismatch, SharedBytes, SharedStoreFailed, Tell
+from proxy.telemetry.events import ObjectMismatch, SharedBytes, Tell
 from proxy.upstream.errors import UpstreamFailure
 from proxy.upstream.replicas import Dropped, Replicas, ReplicaUnreachable
 from proxy.upstream.slots import Slots
@@ -254,8 +254,7 @@ class Region:
             await objects.remove(digest)
 
     def _failed(self, error: StorageError) -> None:
-        self._tell(SharedStoreFailed("blobs", str(getattr(error, "reason", "5xx"))))
-        _log.debug("%s", error)
+        _log.debug("the object store: %s", error)
 
 
 class _ObjectReply:
@@ -280,11 +279,12 @@ class Places:
         self._wanted = wanted
         self._stack = stack
         self._name = f"fill:{wanted.source.hex()}:{wanted.digest}"
-        self._leased = False
+        self._leased = self._followed = False
         # Places that are not tried again, and how often each replica was.
         self._tried: set[str] = set()
         self._asked: Counter[str] = Counter()
-        self._unreachable_since: float | None = None
+        # Since when each that has the lease could not be reached.
+        self._unreachable: dict[str, float] = {}
 
     async def next(self) -> Place:
         """Where to ask next. Raises UpstreamError where nothing may be asked."""
@@ -295,6 +295,9 @@ class Places:
                 return place
             if self._leased:
                 return self._wanted.upstream
+            if self._followed:
+                await asyncio.sleep(_PAUSE)
+            self._followed = True
             holder = await self._region.lease(self._name, self._stack)
             if holder is None:
                 # Who had it before may have brought all of it meanwhile.
@@ -302,11 +305,12 @@ class Places:
                 continue
             if holder == self._region.here:
                 # An earlier run's, or that of a replica that says it is where this one is.
-                await self._holder_failed()
-                if self._is_patient():
+                await self._holder_failed(holder)
+                if self._is_patient(holder):
                     continue
-            elif self._is_patient():
-                place = self._region.at_replica(self._wanted, holder, self._holder_failed, filling=True)
+            elif self._is_patient(holder):
+                failed = partial(self._holder_failed, holder)
+                place = self._region.at_replica(self._wanted, holder, failed, filling=True)
                 if place is not None:
                     return place
             _log.warning("the replica at %s fills %s and cannot be read from", holder, self._wanted.digest)
@@ -338,11 +342,9 @@ class Places:
             return False
         return True
 
-    async def _holder_failed(self) -> None:
-        if self._unreachable_since is None:
-            self._unreachable_since = asyncio.get_running_loop().time()
-        await asyncio.sleep(_PAUSE)
+    async def _holder_failed(self, holder: str) -> None:
+        self._unreachable.setdefault(holder, asyncio.get_running_loop().time())
 
-    def _is_patient(self) -> bool:
-        since = self._unreachable_since
+    def _is_patient(self, holder: str) -> bool:
+        since = self._unreachable.get(holder)
         return since is None or asyncio.get_running_loop().time() - since < _PATIENCE

@@ -259,11 +259,16 @@ class Link:
                 await self.ask(lambda client: client.set(key, mine, nx=True), arriving=True)
             found = await self.ask(lambda client: client.get(key), arriving=True)
         epoch = found.decode(errors="replace") if isinstance(found, bytes) else ""
-        other, self.epoch = epoch != self.epoch, epoch
-        if other and again:
+        before, self.epoch = self.epoch, epoch
+        if epoch != before and again:
             self.turned()
-        if other or not again:
-            await self.arriving(other)
+        try:
+            if epoch != before or not again:
+                await self.arriving(epoch != before)
+        except BaseException:
+            # It has not been dealt with.
+            self.epoch = before
+            raise
 
     async def _until_broken(self) -> None:
         await self._broken.wait()

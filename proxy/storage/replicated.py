@@ -56,10 +56,14 @@ class _Unheard:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """What is to be copied (None: it is there no more) while `stamp` holds."""
+    """What is to be copied while `stamp` holds; None where it is there no more, which needs no stamp."""
 
     copy: _Copy | None
-    stamp: Stamp
+    stamp: Stamp | None
+
+    @property
+    def is_good(self) -> bool:
+        return self.stamp is None or self.stamp.holds()
 
 
 class ReplicatedMetadata:
@@ -77,7 +81,7 @@ class ReplicatedMetadata:
         self._journal: dict[str, _Unheard] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._refilling: asyncio.Task[None] | None = None
-        link.heard, link.turned, link.arriving = self._heard, self._shared.forget, self._arriving
+        link.heard, link.turned, link.arriving = self._heard, self._turned, self._arriving
 
     async def start(self) -> None:
         """Look for the shared store; it need not be there."""
@@ -194,7 +198,7 @@ class ReplicatedMetadata:
         now = time.time()
         for place, key in enumerate(keys):
             waiting = self._copies.get(key)
-            if waiting is not None and waiting.stamp.holds():
+            if waiting is not None and waiting.is_good:
                 found[place] = waiting.copy
         return [copy if copy is not None and copy[1] > now else None for copy in found]
 
@@ -232,7 +236,7 @@ class ReplicatedMetadata:
         await self._renew_copies()
         while self._copies:
             several = dict(list(self._copies.items())[:_PAGE])
-            good = {key: waiting.copy for key, waiting in several.items() if waiting.stamp.holds()}
+            good = {key: waiting.copy for key, waiting in several.items() if waiting.is_good}
             await self._local.copy(good)
             for key, waiting in several.items():
                 # Another one may have come while this was written.
@@ -256,21 +260,28 @@ class ReplicatedMetadata:
 
     # What happens to the shared store.
 
+    def _turned(self) -> None:
+        """What was read until now is copied all the same."""
+        good = {key: waiting for key, waiting in self._copies.items() if waiting.is_good}
+        self._shared.forget()
+        self._copies = {
+            key: waiting if waiting.copy is None else _Waiting(waiting.copy, self.stamp(key))
+            for key, waiting in good.items()
+        }
+
     def _heard(self, message: bytes) -> None:
         heard = self._shared.hear(message)
         if heard is None:
             return
         for key in heard.keys:
             if heard.deleted:
-                self._copy(key, None, self.stamp(key))
+                self._copies[key] = _Waiting(None, None)
             elif len(self._changed) < _MOST_COPIES:
                 self._changed.add(key)
 
     async def _arriving(self, other: bool) -> None:
         """It is there again; `other`: and has lost its memory, or is met for the first time."""
         await self._drop_old_copies()
-        with contextlib.suppress(StorageError):
-            await self._local.copy({_EPOCH: (self._link.epoch.encode(), time.time() + _LINKED_KEEP)})
         # The last thing, after which nothing waits before it is up: so nothing is journaled in between.
         while self._journal:
             several = dict(list(self._journal.items())[:_AT_ONCE])
@@ -288,8 +299,7 @@ class ReplicatedMetadata:
             # What came after that here may be older than what came after it elsewhere: it is asked for anew.
             await self._shared.delete(*deleted, arriving=True)
             await self._local.delete(*deleted)
-        with contextlib.suppress(Full):
-            await asyncio.gather(*(self._bring_value(key, unheard) for key, unheard in values.items()))
+        await asyncio.gather(*(self._bring_value(key, unheard) for key, unheard in values.items()))
 
     async def _bring_value(self, key: str, unheard: _Unheard) -> None:
         assert unheard.now is not None  # noqa: S101 - chosen by that
@@ -297,9 +307,13 @@ class ReplicatedMetadata:
         keep, before = ends - time.time(), unheard.before
         if keep <= 0:
             return
-        # What another replica has deleted stays deleted: it is no value that was there before, and nothing is offered.
-        if before is None or not await self._shared.put({key: value}, keep, (key, before), arriving=True):
-            await self._offer({key: unheard.now}, arriving=True)
+        try:
+            # What another replica has deleted stays deleted: it is no value that was there before, nor is it unknown.
+            if before is None or not await self._shared.put({key: value}, keep, (key, before), arriving=True):
+                await self._offer({key: unheard.now}, arriving=True)
+        except Full:
+            if keep < LASTING:
+                await self._shared.lose(key, arriving=True)
 
     async def _drop_old_copies(self) -> None:
         """Copies may be of what was deleted while this replica was away, where that is remembered no more."""
@@ -322,6 +336,7 @@ class ReplicatedMetadata:
     async def _refill(self) -> None:
         """Offer everything that there is here, a page at a time."""
         after, offered = "", 0
+        epoch = self._link.epoch
         try:
             await self._write_copies()
             while keys := await self._local.scan("", after, _PAGE):
@@ -331,6 +346,7 @@ class ReplicatedMetadata:
                 kept = {key: copy for key, copy in zip(wanted, copies, strict=True) if copy is not None}
                 await self._offer(kept)
                 offered += len(kept)
+            await self._local.copy({_EPOCH: (epoch.encode(), time.time() + _LINKED_KEEP)})
             if offered:
                 _log.info("the shared metadata store was offered %d records of this replica", offered)
         except StorageError as error:

@@ -237,12 +237,11 @@ class ValkeyMetadata:
         if not stored:
             self._own.discard(change)
 
-    async def lose(self, *keys: str) -> None:
+    async def lose(self, *keys: str, arriving: bool = False) -> None:
         """Know nothing of `keys` any more, which takes no room: what was to be stored there counts elsewhere."""
         async with self._change("changed", keys) as (_, message):
-            await self._run(
-                _LOSE, [self._name(key) for key in keys], [self._link.channel, message, *map(_encoded, keys)]
-            )
+            words = [self._link.channel, message, *map(_encoded, keys)]
+            await self._run(_LOSE, [self._name(key) for key in keys], words, arriving)
 
     async def sweep(self) -> None:
         """Take out of the list of all keys those that have ended. Raises Away."""

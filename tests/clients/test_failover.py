@@ -45,7 +45,9 @@ async def test_the_next_master_is_found(servers: tuple[ValkeyServer, ValkeyServe
     link.heard, link.turned = store.hear, store.forget
     await link.start()
     try:
-        assert link.up
+        async with asyncio.timeout(20):
+            while not link.up:
+                await asyncio.sleep(0.05)
         assert await store.put({"key": b"before"}, 600)
         await asyncio.to_thread(wait_for, "the copy", lambda: follower.command("EXISTS", "{tests}:1:r:key") == 1)
         await asyncio.to_thread(master.kill)
@@ -88,8 +90,9 @@ async def test_a_cluster_loses_the_node_that_has_our_slot(cluster: list[ValkeySe
         one.heard, one.turned = its.hear, its.forget
         await one.start()
     try:
-        assert link.up
-        assert other.up
+        async with asyncio.timeout(20):
+            while not (link.up and other.up):
+                await asyncio.sleep(0.05)
         stamp = listening.stamp("key")
         assert await store.put({"key": b"before"}, 600)
         await other.sync()
