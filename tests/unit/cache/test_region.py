@@ -259,6 +259,8 @@ async def test_a_pause_before_an_unreachable_holder_is_asked_again(
     await one.there.take(NAME)
     assert await brought(await one.places.next()) == b""
     asking = asyncio.create_task(one.places.next())
+    for _ in range(10):
+        await asyncio.sleep(0)
     await timers.advance(4)
     assert not asking.done()
     await timers.advance(2)
