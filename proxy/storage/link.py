@@ -110,13 +110,19 @@ class Link:
         """
         if not (self._up or arriving):
             raise Away("the shared metadata store does not answer")
+        # To wait for others of this process is not the server's silence.
+        async with self._turns:
+            return await self._ask(call, arriving)
+
+    async def _ask(self, call: Callable[[redis.Redis], Awaitable[T]], arriving: bool) -> T:
+        if not (self._up or arriving):
+            raise Away("the shared metadata store does not answer")
         deadline = asyncio.timeout(_LIMIT)
         try:
             async with deadline:
                 self._waiting.add(deadline)
                 try:
-                    async with self._turns:
-                        return await call(self.client)
+                    return await call(self.client)
                 finally:
                     self._waiting.discard(deadline)
         except OutOfMemoryError as error:
