@@ -302,7 +302,7 @@ class Link:
 
 
 async def ended(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel `tasks` and wait for them; told again and again, for the same reason."""
+    """Cancel `tasks` and wait for them. Told again and again: `wait_for`, inside of the client, may miss it once."""
     while any(not task.done() for task in tasks):
         for task in tasks:
             task.cancel()

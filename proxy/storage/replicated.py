@@ -316,7 +316,7 @@ class ReplicatedMetadata:
                 await self._shared.lose(key, arriving=True)
 
     async def _drop_old_copies(self) -> None:
-        """Copies may be of what was deleted while this replica was away, where that is remembered no more."""
+        """Copies of what was deleted while this replica was away go; all of them, where that is remembered no more."""
         now = time.time()
         try:
             found = await self._local.aged(_LINKED)
@@ -327,9 +327,12 @@ class ReplicatedMetadata:
                 await self._local.clear()
                 self._copies.clear()
             else:
-                for gone in await self._shared.deleted_since(linked - _CLOCKS):
-                    await self._local.copy({gone: None})
+                gone = await self._shared.deleted_since(linked - _CLOCKS)
+                await self._local.copy(dict.fromkeys(gone))
             await self._local.copy({_LINKED: (b"", now + _LINKED_KEEP)})
+        except Away:
+            # Then it has not arrived.
+            raise
         except StorageError as error:
             _log.warning("%s", error)
 
