@@ -193,9 +193,9 @@ class Region:
         return None
 
     def at_replica(
-        self, wanted: Wanted, address: str, failed: Callable[[], Awaitable[None]], filling: bool = False
+        self, wanted: Wanted, address: str, answered: Callable[[bool], Awaitable[None]], filling: bool = False
     ) -> Place | None:
-        """Another replica as a place, which has the blob, or is `filling` it; `failed` is called where it is none."""
+        """Another replica as a place, which has the blob, or is `filling` it; `answered` is told whether it is one."""
         replicas = self._replicas
         if replicas is None:
             return None
@@ -204,9 +204,10 @@ class Region:
         async def request(_ask: Ask, span: tuple[int, int] | None, _address: str | None) -> AsyncIterator[RangeReply]:
             try:
                 async with replicas.blob(address, wanted.digest, wanted.source if filling else None, span) as reply:
+                    await answered(True)
                     yield reply
             except ReplicaUnreachable:
-                await failed()
+                await answered(False)
                 raise
 
         return Place("replica", request, self._from_replicas, _FROM_REPLICA, _NO_TRIES)
@@ -305,12 +306,12 @@ class Places:
                 continue
             if holder == self._region.here:
                 # An earlier run's, or that of a replica that says it is where this one is.
-                await self._holder_failed(holder)
+                await self._holder_answered(holder, False)
                 if self._is_patient(holder):
                     continue
             elif self._is_patient(holder):
-                failed = partial(self._holder_failed, holder)
-                place = self._region.at_replica(self._wanted, holder, failed, filling=True)
+                answered = partial(self._holder_answered, holder)
+                place = self._region.at_replica(self._wanted, holder, answered, filling=True)
                 if place is not None:
                     return place
             _log.warning("the replica at %s fills %s and cannot be read from", holder, self._wanted.digest)
@@ -321,12 +322,16 @@ class Places:
         wanted, region = self._wanted, self._region
         for address in await region.replicas_with(wanted.digest):
             if await self._is_worth_asking(address):
-                return region.at_replica(wanted, address, partial(self._gone, address))
+                return region.at_replica(wanted, address, partial(self._answered, address))
         if "object" not in self._tried and (kept := await region.object(wanted.digest)) is not None:
             self._tried.add("object")
             await wanted.ensure()
             return region.at_object_store(kept)
         return None
+
+    async def _answered(self, address: str, has_it: bool) -> None:
+        if not has_it:
+            await self._gone(address)
 
     async def _gone(self, address: str) -> None:
         self._tried.add(address)
@@ -342,8 +347,11 @@ class Places:
             return False
         return True
 
-    async def _holder_failed(self, holder: str) -> None:
-        self._unreachable.setdefault(holder, asyncio.get_running_loop().time())
+    async def _holder_answered(self, holder: str, fills_it: bool) -> None:
+        if fills_it:
+            self._unreachable.pop(holder, None)
+        else:
+            self._unreachable.setdefault(holder, asyncio.get_running_loop().time())
 
     def _is_patient(self, holder: str) -> bool:
         since = self._unreachable.get(holder)

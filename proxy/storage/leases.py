@@ -2,7 +2,7 @@
 
 Invariants:
 - A lease is one key with who has it; it ends `_LASTS` after the last beat of who has it, or with `release`. Beats go on
-  for all leases of a process together, from a task that `start` begins and `close` ends.
+  for all leases of a process together, in a thread of their own (`beats`): being late for clients ends no lease.
 - Two may have one at once: the server may lose it, or be away, and then everybody has it. Whoever relies on a lease
   saves bytes by it, and nothing else.
 - Whoever took a lease has heard of everything that the one before it had changed.
@@ -13,17 +13,20 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
+
+import redis.asyncio as redis
 
 from proxy.oci.digest import Digest
 from proxy.storage.base import StorageError
+from proxy.storage.beats import Beats
 from proxy.storage.link import Link
 
 _log = logging.getLogger("pullthrough.storage")
 
-# Seconds. A replica that boots thousands of nodes is late, and has it all the same.
+# Seconds.
 _LASTS = 5.0
-_BEAT = 1.0
 _REMEMBERED = 86400
 # How many of those who have a blob are remembered.
 _HOLDERS = 8
@@ -62,24 +65,22 @@ class ValkeyLeases:
         self.address = address
         self._link = link
         self._value = f"{address} {uuid.uuid4().hex}"
+        # Read by the thread as well: what it names counts with the first beat that begins after that.
         self._held: dict[str, int] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._beating: asyncio.Future[None] | None = None
+        # The beat that is under way, for those in the process's loop.
+        self._beating: Future[None] | None = None
+        self._beats = Beats(link.connect, self._beat)
         self._giving_back: set[asyncio.Future[None]] = set()
         texts = (_HOLD, _TAKE, _RELEASE, _NOTE)
         self._scripts = {text: link.client.register_script(text) for text in texts}
 
     async def start(self) -> None:
         """Begin to say that this replica is there."""
-        self._task = asyncio.create_task(self._beat(), name="beats of leases")
+        await self._beats.start()
 
     async def close(self) -> None:
         """Give everything up."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._beating is not None:
-            await asyncio.wait([self._beating])
+        await self._beats.close()
         await asyncio.gather(*self._giving_back, return_exceptions=True)
         for name in list(self._held):
             self._held[name] = 1
@@ -129,8 +130,8 @@ class ValkeyLeases:
         """See `Leases.release`."""
         if self._let_go(name):
             # A beat that is under way may still make it ours.
-            if self._beating is not None:
-                await asyncio.wait([self._beating])
+            if (beating := self._beating) is not None:
+                await asyncio.wait([asyncio.wrap_future(beating)])
             try:
                 await self._run(_RELEASE, [self._lease(name)], [self._value])
             except StorageError as error:
@@ -174,22 +175,21 @@ class ValkeyLeases:
         except StorageError as error:
             _log.debug("%s", error)
 
-    async def _beat(self) -> None:
-        while True:
-            if self._link.up:
-                await self._note("replicas", int(_LASTS), _MOST_REPLICAS)
-                self._beating = asyncio.ensure_future(self._hold())
-                await asyncio.wait([self._beating])
-                self._beating = None
-            await asyncio.sleep(_BEAT)
-
-    async def _hold(self) -> None:
-        held = [self._lease(name) for name in self._held]
+    async def _beat(self, client: redis.Redis) -> None:
+        """In the thread: say that this replica is there, and has its leases."""
+        if not self._link.up:
+            return
+        words: list[Any] = [self.address, int(_LASTS), _MOST_REPLICAS, int(_LASTS)]
+        await self._scripts[_NOTE](keys=[self._name("replicas")], args=words, client=client)
+        beating = self._beating = Future[None]()
         try:
+            # After that: who lets go of one waits for a beat that may have it.
+            held = [self._lease(name) for name in list(self._held)]
             if held:
-                await self._run(_HOLD, held, [self._value, int(_LASTS * 1000)])
-        except StorageError as error:
-            _log.debug("%s", error)
+                await self._scripts[_HOLD](keys=held, args=[self._value, int(_LASTS * 1000)], client=client)
+        finally:
+            self._beating = None
+            beating.set_result(None)
 
     async def _run(self, script: str, keys: list[str], words: list[Any]) -> Any:
         return await self._link.ask(lambda client: self._scripts[script](keys=keys, args=words, client=client))

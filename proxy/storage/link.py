@@ -4,7 +4,8 @@ One connection is subscribed to what other replicas change, and pinged; all else
 - The server is `up` as long as that connection answers: what was pinged is answered behind all that was told before,
   so whoever is up has heard of every change that is older than `_SILENCE`.
 - Whoever meets a failure says so (`Link.ask`), and all go on without the server at once: nobody waits for a time-out of
-  their own who comes later. It is up again when the connection is there anew, and `arriving` has done its work; one
+  their own who comes later. That a single command is not answered in time is its own affair, as long as pings are, and
+  the looks at the epoch. It is up again when the connection is there anew, and `arriving` has done its work; one
   process tries that, with pauses that grow, so nobody meets a server that has just come back with all they have.
 - What was told in between is lost. So both turns are told: `turned` makes forget what is remembered.
 - A server that has lost its memory has another epoch: that is looked at before it is up, and now and then.
@@ -24,6 +25,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import OutOfMemoryError, RedisClusterException, RedisError, ResponseError
 
 from proxy.storage.base import StorageError
+from proxy.storage.patience import Patience, moved_on
 from proxy.storage.servers import Place, Server
 from proxy.telemetry.events import SharedStoreFailed, SharedStoreTurned, Tell
 
@@ -40,7 +42,7 @@ _LOOK = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 _CONNECTIONS = 32
 
-_FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
+FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 
 
 class Away(StorageError):
@@ -63,11 +65,11 @@ class Link:
         self.arriving: Callable[[bool], Awaitable[None]] = _nothing
         self.turned: Callable[[], None] = lambda: None
         self.epoch = ""
-        self._server = Server(place, _CONNECT)
+        self._place = place
+        self._server = self.connect()
         self.client = self._server.client
         self._turns = asyncio.Semaphore(_CONNECTIONS)
-        # Until when those who ask it wait.
-        self._waiting: set[asyncio.Timeout] = set()
+        self._patience = Patience(_PING)
         self._tell = tell
         self._up = self._closing = False
         self._was_up = asyncio.Event()
@@ -83,6 +85,10 @@ class Link:
     def up(self) -> bool:
         """Does the server answer, as far as is known?"""
         return self._up
+
+    def connect(self) -> Server:
+        """The server by connections that are nobody else's."""
+        return Server(self._place, _CONNECT)
 
     async def start(self) -> None:
         """Begin to look for it, and wait for a moment. A server that is not there keeps nobody from starting."""
@@ -100,7 +106,8 @@ class Link:
             self._task.cancel()
             await asyncio.wait([self._task])
         self._up = False
-        with contextlib.suppress(*_FAILURES):
+        self._patience.give_up()
+        with contextlib.suppress(*FAILURES):
             await self._server.close()
 
     async def ask(self, call: Callable[[redis.Redis], Awaitable[T]], arriving: bool = False) -> T:
@@ -117,18 +124,18 @@ class Link:
     async def _ask(self, call: Callable[[redis.Redis], Awaitable[T]], arriving: bool) -> T:
         if not (self._up or arriving):
             raise Away("the shared metadata store does not answer")
-        deadline = asyncio.timeout(_LIMIT)
         try:
-            async with deadline:
-                self._waiting.add(deadline)
-                try:
-                    return await call(self.client)
-                finally:
-                    self._waiting.discard(deadline)
+            async with self._patience.limit(_LIMIT):
+                return await call(self.client)
         except OutOfMemoryError as error:
             self._tell(SharedStoreFailed("metadata", "full"))
             raise Full("the shared metadata store is full") from error
-        except _FAILURES as error:
+        except TimeoutError as error:
+            # Its connection ends with it. Whether the server is away is for pings to say.
+            if self._up:
+                self._tell(SharedStoreFailed("metadata", "timeout"))
+            raise Away("the shared metadata store has not answered in time") from error
+        except FAILURES as error:
             if "OOM" in str(error):
                 # What a script meets comes with the script's words around it.
                 self._tell(SharedStoreFailed("metadata", "full"))
@@ -141,9 +148,9 @@ class Link:
         if not self._up or self._watching is None:
             raise Away("the shared metadata store does not answer")
         try:
-            async with asyncio.timeout(_SILENCE):
+            async with self._patience.limit(_SILENCE):
                 await self._ping(self._watching)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise Away(f"the shared metadata store failed: {described(error)}") from error
 
     # The connection that is watched.
@@ -156,7 +163,7 @@ class Link:
             try:
                 async with self._subscribed() as watching:
                     await self._watch(watching)
-            except (*_FAILURES, StorageError) as error:
+            except (*FAILURES, StorageError) as error:
                 self._lost(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, replicas go on without the server
                 _log.error("the link to the shared metadata store failed", exc_info=error)
@@ -186,7 +193,7 @@ class Link:
                     # Nobody may wait for it.
                     answered.exception()
             self._pings.clear()
-            with contextlib.suppress(*_FAILURES):
+            with contextlib.suppress(*FAILURES):
                 await watching.aclose()  # type: ignore[no-untyped-call]  # it has no types
 
     async def _watch(self, watching: PubSub) -> None:
@@ -231,14 +238,12 @@ class Link:
         while True:
             name = uuid.uuid4().hex.encode()
             self._pings[name] = loop.time(), loop.create_future()
-            async with asyncio.timeout(_SILENCE):
+            async with asyncio.timeout(_LIMIT):
                 await watching.ping(name)
-            due = loop.time() + _PING
-            await asyncio.sleep(_PING)
             # What came while this loop was busy has not been read: that is not the server's silence.
-            late = max(0.0, loop.time() - due)
-            self._confirmed = min(self._confirmed + late, due)
-            if loop.time() - self._confirmed > _SILENCE:
+            due, now = await self._patience.look()
+            self._confirmed = moved_on(self._confirmed, due, now)
+            if now - self._confirmed > _SILENCE:
                 raise TimeoutError("it is silent")
 
     async def _arrive(self, watching: PubSub) -> None:
@@ -283,11 +288,8 @@ class Link:
     def _lost(self, error: BaseException) -> None:
         """The server has failed somebody: nobody asks it until it is there anew."""
         self._broken.set()
-        now = asyncio.get_running_loop().time()
-        for deadline in self._waiting:
-            # They need not find that out by themselves.
-            if not deadline.expired():
-                deadline.reschedule(now)
+        # Those who wait need not find that out by themselves.
+        self._patience.give_up()
         why = described(error)
         if not self._up and why == self._why:
             return

@@ -62,7 +62,11 @@ class Place:
 
 
 class Server:
-    """The client for it; `limit` in seconds, for a connection to come about."""
+    """The client for it.
+
+    `limit` in seconds: for a connection to one of several that are asked. How long one to the server itself may take is
+    for whoever asks it to say: only they know how late their loop is.
+    """
 
     client: redis.Redis
 
@@ -70,7 +74,7 @@ class Server:
         options: dict[str, Any] = {
             # Whoever asks decides what to do without the server, at once.
             "retry": Retry(NoBackoff(), 0),
-            "socket_connect_timeout": limit,
+            "socket_connect_timeout": None,
             "protocol": 2,
             # It would look for its own version on the disk, for each connection.
             "driver_info": DriverInfo(name="pullthrough", lib_version=__version__),
@@ -87,7 +91,7 @@ class Server:
             parsed.pop(name, None)
         secure = connection_class is not None and issubclass(connection_class, redis.SSLConnection)
         if place.kind == "sentinel":
-            asked = options | {"ssl": secure, "socket_timeout": limit}
+            asked = options | {"ssl": secure, "socket_timeout": limit, "socket_connect_timeout": limit}
             self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
                 list(place.hosts), sentinel_kwargs=asked, **options
             )
@@ -95,6 +99,7 @@ class Server:
             return
         parsed.pop("db", None)
         nodes = [ClusterNode(host, port) for host, port in place.hosts]
+        options |= {"socket_connect_timeout": limit}
         self._cluster = RedisCluster(startup_nodes=nodes, ssl=secure, **parsed, **options)
         # It has the same commands; what is asked of it is in one slot.
         self.client = cast(redis.Redis, self._cluster)

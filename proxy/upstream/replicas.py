@@ -15,8 +15,8 @@ from proxy.policy.replica import signature
 from proxy.telemetry.events import SharedBytes, Tell
 from proxy.upstream.errors import NETWORK_ERRORS, UpstreamFailure, failure_of
 
-# Seconds. Replicas are near; one that says nothing for so long is asked again, or is not there any more.
-_CONNECT, _SILENCE = 1.0, 2.0
+# Seconds. Replicas are near, and may be busy; one that is silent for so long is asked again, or is not there any more.
+_CONNECT, _SILENCE = 2.0, 4.0
 _ANSWER = 10.0
 _READ_BUFFER = 512 * 1024
 _CONNECTIONS = 64

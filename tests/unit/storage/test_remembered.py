@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.storage.base import StorageError
 from proxy.storage.metadata import DiskcacheMetadata
 from proxy.storage.remembered import Remembered
 from tests.conformance.memory import MemoryMetadata
@@ -19,12 +20,15 @@ class Counting(MemoryMetadata):
         super().__init__(shelf)
         self.read: list[str] = []
         self.gate: asyncio.Event | None = None
+        self.error: StorageError | None = None
 
     async def get(self, *keys: str) -> list[bytes | None]:
         self.read += keys
         found = await super().get(*keys)
         if self.gate is not None:
             await self.gate.wait()
+        if self.error is not None:
+            raise self.error
         return found
 
 
@@ -91,3 +95,74 @@ async def test_what_was_read_long_ago_is_read_anew(inner: Counting, monkeypatch:
         now = 1_800_000_000.0 + after
         assert await store.get("a") == [b"1"]
         assert len(inner.read) == read, after
+
+
+async def several(store: Remembered, inner: Counting, count: int, *keys: str) -> list[asyncio.Task[list[bytes | None]]]:
+    """As many who ask for `keys` at once, and wait for the store's answer."""
+    inner.gate = asyncio.Event()
+    asking = [asyncio.create_task(store.get(*keys)) for _ in range(count)]
+    while not inner.read:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return asking
+
+
+@pytest.mark.parametrize("limit", [1 << 20, 0])
+async def test_those_who_ask_for_the_same_are_one_reading(inner: Counting, limit: int) -> None:
+    """Also where nothing is remembered; each has an answer of its own, and others are not mixed with it."""
+    store = Remembered(inner, limit)
+    await store.put({"a": b"1"}, 60)
+    asking = await several(store, inner, 1000, "a", "b")
+    other = asyncio.create_task(store.get("a"))
+    await asyncio.sleep(0)
+    assert inner.read == ["a", "b", "a"]
+    assert inner.gate is not None
+    inner.gate.set()
+    found = await asyncio.gather(*asking)
+    assert found == [[b"1", None]] * 1000
+    assert len({id(one) for one in found}) == 1000
+    assert await other == [b"1"]
+
+
+async def test_who_asks_after_a_change_has_not_what_was_read_before_it(inner: Counting) -> None:
+    """They read it anew, once for all of them."""
+    store = Remembered(inner, 1 << 20)
+    await store.put({"a": b"old"}, 60)
+    (before,) = await several(store, inner, 1, "a")
+    await store.put({"a": b"new"}, 60)
+    after = [asyncio.create_task(store.get("a")) for _ in range(10)]
+    await asyncio.sleep(0)
+    gate, inner.gate = inner.gate, None
+    assert gate is not None
+    gate.set()
+    assert await before == [b"old"]
+    assert await asyncio.gather(*after) == [[b"new"]] * 10
+    assert inner.read == ["a", "a"]
+
+
+async def test_one_who_stops_reading_stops_no_other(inner: Counting) -> None:
+    """Another one reads it for all who are left."""
+    store = Remembered(inner, 1 << 20)
+    await store.put({"a": b"1"}, 60)
+    first, *others = await several(store, inner, 10, "a")
+    others[0].cancel()
+    first.cancel()
+    await asyncio.gather(first, others[0], return_exceptions=True)
+    assert inner.gate is not None
+    inner.gate.set()
+    assert await asyncio.gather(*others[1:]) == [[b"1"]] * 8
+    assert inner.read == ["a", "a"]
+
+
+async def test_a_reading_that_fails_fails_for_all_who_wait_for_it(inner: Counting) -> None:
+    """Nobody tries it again by themselves, one after another; who comes later does."""
+    store = Remembered(inner, 1 << 20)
+    inner.error = StorageError("it is broken")
+    asking = await several(store, inner, 10, "a")
+    assert inner.gate is not None
+    inner.gate.set()
+    met = await asyncio.gather(*asking, return_exceptions=True)
+    assert [str(one) for one in met] == ["it is broken"] * 10
+    assert inner.read == ["a"]
+    inner.error = None
+    assert await store.get("a") == [None]
