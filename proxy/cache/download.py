@@ -363,8 +363,19 @@ class Download:
         gap = partial.map.gap(position)
         if gap is not None:
             data = data[: gap[1] - position]
-        await finished_in_thread(partial.write, position, data)
-        partial.map.record(position, len(data))
+        written = False
+
+        def write() -> None:
+            nonlocal written
+            partial.write(position, data)
+            written = True
+
+        try:
+            await finished_in_thread(write)
+        finally:
+            # Also of a download that is ended meanwhile: whoever goes on with it has that.
+            if written:
+                partial.map.record(position, len(data))
         self._received += len(data)
         self._filling.advanced(len(data))
         return len(data), len(data)

@@ -19,7 +19,7 @@ from tests.fakes.reader import Reader
 from tests.fakes.registry import WINDOW, FakeRegistry, error
 from tests.fakes.server import Gate
 from tests.scenarios.fills import KIB, MIB, until
-from tests.scenarios.warming import NAME, api, asked, begin, came, ended, job, settled, warm
+from tests.scenarios.warming import NAME, api, asked, begin, ended, in_file, job, settled, warm
 
 MakeSettings = Callable[..., Settings]
 
@@ -584,7 +584,7 @@ async def test_stopped(proxy: Proxy, registry: FakeRegistry) -> None:
     registry.script = lambda asked: Act(gate=gate) if asked.digest == layer else None
     named = await begin(proxy, f"{NAME}:v1", f"{NAME}:v1@{image.digest}", concurrency=1)
     await gate.reached.wait()
-    while await came(proxy) < MIB:
+    while await in_file(proxy, layer) < MIB:
         await asyncio.sleep(0)
 
     status, stopped = await api(proxy, "DELETE", f"warm/{named}")
@@ -692,7 +692,7 @@ async def test_a_restart(settings: MakeSettings, registry: FakeRegistry) -> None
     async with running(settings()) as proxy:
         named = await begin(proxy, f"{NAME}:v1")
         await gate.reached.wait()
-        while await came(proxy) < MIB:
+        while await in_file(proxy, layer) < MIB:
             await asyncio.sleep(0)
     registry.script = None
     gate.open()

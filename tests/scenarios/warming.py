@@ -52,6 +52,12 @@ async def came(proxy: Served) -> float:
     return await proxy.metric("pullthrough_upstream_bytes_total")
 
 
+async def in_file(proxy: Served, digest: str) -> int:
+    """How many bytes of a blob on its way are in its file."""
+    _, stats = await api(proxy, "GET", "stats")
+    return sum(int(fill["arrived"]) for fill in stats["fills"] if fill["digest"] == digest)
+
+
 async def settled(proxy: Served) -> float:
     """The same, once nothing comes for a while."""
     before = -1.0

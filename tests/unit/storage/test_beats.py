@@ -1,0 +1,126 @@
+"""What is done every second, however busy the process's loop is."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError as NoConnection
+
+from proxy.storage import beats
+from proxy.storage.beats import Beats
+
+
+class Counted:
+    """A server, and the beats that came to it."""
+
+    client: Any = "the client"
+
+    def __init__(self) -> None:
+        self.beats: list[str] = []
+        self.came = threading.Event()
+        self.error: Exception | None = None
+        self.closed = 0
+
+    def connect(self) -> Any:
+        return self
+
+    async def close(self) -> None:
+        self.closed += 1
+
+    async def beat(self, client: Any) -> None:
+        assert client == self.client
+        self.beats.append(threading.current_thread().name)
+        self.came.set()
+        if self.error is not None:
+            raise self.error
+
+    async def some(self, count: int) -> None:
+        """Wait for as many more."""
+        for _ in range(count):
+            self.came.clear()
+            assert await asyncio.to_thread(self.came.wait, 10)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    monkeypatch.setattr(beats, "BEAT", 0.01)
+    return Counted()
+
+
+@pytest.fixture
+async def beating(server: Counted) -> AsyncIterator[Beats]:
+    beating = Beats(server.connect, server.beat)
+    await beating.start()
+    yield beating
+    await beating.close()
+
+
+async def test_it_goes_on_while_the_loop_is_busy(server: Counted, beating: Beats) -> None:
+    """With work that gives nothing up for long."""
+    await server.some(1)
+    before, until = len(server.beats), time.monotonic() + 10
+    while len(server.beats) < before + 3 and time.monotonic() < until:
+        sum(range(1000))
+    assert len(server.beats) >= before + 3
+    assert all(name.startswith("beats") for name in server.beats)
+
+
+async def test_a_loop_that_hangs_is_as_good_as_dead(
+    server: Counted, beating: Beats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is heard of it from a minute on, until it is seen again."""
+    await server.some(1)
+    monkeypatch.setattr(beats, "_HUNG", -1.0)
+    # One may be under way.
+    await asyncio.to_thread(time.sleep, 0.05)
+    before = len(server.beats)
+    await asyncio.to_thread(time.sleep, 0.1)
+    assert len(server.beats) == before
+    monkeypatch.setattr(beats, "_HUNG", 60.0)
+    await server.some(2)
+
+
+@pytest.mark.parametrize("error", [NoConnection("gone"), OSError("gone"), TimeoutError(), RuntimeError("a mistake")])
+async def test_a_beat_that_fails_is_followed_by_others(server: Counted, beating: Beats, error: Exception) -> None:
+    """Whatever it met."""
+    server.error = error
+    await server.some(2)
+    server.error = None
+    await server.some(2)
+
+
+async def test_a_beat_that_hangs_ends(server: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while, and the next one comes."""
+    monkeypatch.setattr(beats, "_LIMIT", 0.02)
+    ended: list[str] = []
+
+    async def beat(_client: Any) -> None:
+        server.came.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("ended")
+
+    beating = Beats(server.connect, beat)
+    await beating.start()
+    await server.some(3)
+    await beating.close()
+    assert len(ended) >= 2
+
+
+async def test_nothing_comes_after_the_end(server: Counted) -> None:
+    """Its connections are closed, the thread has ended; also where it ends as soon as it began, or never did."""
+    for waits in (1, 0):
+        beating = Beats(server.connect, server.beat)
+        await beating.start()
+        await server.some(waits)
+        await beating.close()
+        before = len(server.beats)
+        await asyncio.to_thread(time.sleep, 0.05)
+        assert len(server.beats) == before
+    assert server.closed == 2
+    await Beats(server.connect, server.beat).close()
+    assert not [one for one in threading.enumerate() if one.name.startswith("beats")]
