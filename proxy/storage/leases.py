@@ -176,9 +176,8 @@ class ValkeyLeases:
             _log.debug("%s", error)
 
     async def _beat(self, client: redis.Redis) -> None:
-        """In the thread: say that this replica is there, and has its leases."""
-        if not self._link.up:
-            return
+        """In the thread: say that this replica is there, and has its leases. Whether the process's loop, which may be
+        late, takes the server for away says nothing here."""
         words: list[Any] = [self.address, int(_LASTS), _MOST_REPLICAS, int(_LASTS)]
         await self._scripts[_NOTE](keys=[self._name("replicas")], args=words, client=client)
         beating = self._beating = Future[None]()

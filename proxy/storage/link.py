@@ -117,6 +117,9 @@ class Link:
         """
         if not (self._up or arriving):
             raise Away("the shared metadata store does not answer")
+        if arriving:
+            # Those looks judge whether it is up, so they wait for nobody.
+            return await self._ask(call, arriving)
         # To wait for others of this process is not the server's silence.
         async with self._turns:
             return await self._ask(call, arriving)
@@ -130,8 +133,8 @@ class Link:
         except OutOfMemoryError as error:
             self._tell(SharedStoreFailed("metadata", "full"))
             raise Full("the shared metadata store is full") from error
-        except TimeoutError as error:
-            # Its connection ends with it. Whether the server is away is for pings to say.
+        except (TimeoutError, redis.TimeoutError) as error:
+            # Its connection ends with it. Whether the server is away is for pings and looks at the epoch to say.
             if self._up:
                 self._tell(SharedStoreFailed("metadata", "timeout"))
             raise Away("the shared metadata store has not answered in time") from error

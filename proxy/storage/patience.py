@@ -40,9 +40,10 @@ class Patience:
         What the caller does between looks counts as late, too, where it takes longer than that.
         """
         loop = asyncio.get_running_loop()
+        last = loop.time() if self._looked is None else self._looked
         await asyncio.sleep(self._interval)
         now = loop.time()
-        due = min(now, (self._looked or now) + self._interval)
+        due = min(now, last + self._interval)
         self._looked = now
         for deadline, (since, seconds) in list(self._waiting.items()):
             since = moved_on(since, due, now)

@@ -37,8 +37,8 @@ class _Reading:
         """What it has read. Raises what it met."""
         met = self.ended.result()
         if isinstance(met, StorageError):
-            # Each of those who waited has a traceback of their own.
-            raise met.with_traceback(None)
+            # One of their own for each: an exception has one traceback.
+            raise StorageError(str(met)) from met
         return met
 
 

@@ -17,6 +17,8 @@ from proxy import __version__
 
 # How this program keeps what it keeps there. Another layout has another number, and so nothing in common with it.
 SCHEMA = 1
+# Seconds.
+_AT_LAST = 60.0
 _PORTS = {"": 6379, "sentinel": 26379, "cluster": 6379}
 
 
@@ -74,7 +76,9 @@ class Server:
         options: dict[str, Any] = {
             # Whoever asks decides what to do without the server, at once.
             "retry": Retry(NoBackoff(), 0),
-            "socket_connect_timeout": None,
+            # Whoever asks has an end of their own; this is for a cancellation that gets lost in the client.
+            "socket_connect_timeout": _AT_LAST,
+            "socket_timeout": _AT_LAST,
             "protocol": 2,
             # It would look for its own version on the disk, for each connection.
             "driver_info": DriverInfo(name="pullthrough", lib_version=__version__),
@@ -99,7 +103,8 @@ class Server:
             return
         parsed.pop("db", None)
         nodes = [ClusterNode(host, port) for host, port in place.hosts]
-        options |= {"socket_connect_timeout": limit}
+        # The next one is asked about the slots where one does not answer.
+        options |= {"socket_timeout": limit, "socket_connect_timeout": limit}
         self._cluster = RedisCluster(startup_nodes=nodes, ssl=secure, **parsed, **options)
         # It has the same commands; what is asked of it is in one slot.
         self.client = cast(redis.Redis, self._cluster)

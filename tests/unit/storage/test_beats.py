@@ -123,4 +123,61 @@ async def test_nothing_comes_after_the_end(server: Counted) -> None:
         assert len(server.beats) == before
     assert server.closed == 2
     await Beats(server.connect, server.beat).close()
-    assert not [one for one in threading.enumerate() if one.name.startswith("beats")]
+    await gone()
+
+
+async def test_a_process_that_forgets_to_end_it_ends(server: Counted) -> None:
+    """The thread goes with the loop that it speaks for, also one that had no time to begin."""
+
+    def forgetful(beats: int) -> None:
+        async def main() -> None:
+            await Beats(server.connect, server.beat).start()
+            await server.some(beats)
+
+        asyncio.run(main())
+
+    for count in (2, 0):
+        await asyncio.to_thread(forgetful, count)
+        await gone()
+
+
+async def test_no_connection_yet(server: Counted) -> None:
+    """It is tried again."""
+    left = [OSError("no descriptors"), RuntimeError("a mistake")]
+
+    def connect() -> Any:
+        if left:
+            raise left.pop()
+        return server
+
+    beating = Beats(connect, server.beat)
+    await beating.start()
+    await server.some(1)
+    await beating.close()
+    assert not left
+
+
+async def test_a_thread_that_cannot_run(
+    server: Counted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Operators hear of it, and the end is one all the same, also a second time."""
+
+    def run(work: Any) -> None:
+        work.close()
+        raise OSError("no descriptors")
+
+    monkeypatch.setattr("proxy.storage.beats.asyncio.run", run)
+    beating = Beats(server.connect, server.beat)
+    await beating.start()
+    await beating.close()
+    await beating.close()
+    assert "cannot say that it is there" in caplog.text
+
+
+async def gone() -> None:
+    """Wait for the end of all threads of beats."""
+    for _ in range(1000):
+        if not [one for one in threading.enumerate() if one.name.startswith("beats")]:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("a thread goes on")

@@ -130,3 +130,17 @@ async def test_what_is_done_in_time_is_forgotten(patience: Patience, clock: Loop
         async with patience.limit(LIMIT):
             raise KeyError
     await in_time(clock, 2 * LIMIT)
+
+
+async def test_the_first_look_may_be_late_as_well(clock: LoopClock) -> None:
+    """A loop that is busy from the start on."""
+    patience = Patience(INTERVAL)
+    wait = asyncio.create_task(waiting(patience))
+    looking = asyncio.create_task(patience.look())
+    await asyncio.sleep(0)
+    await clock.advance(60)
+    await looking
+    await asyncio.sleep(0)
+    assert not wait.done()
+    patience.give_up()
+    assert await wait == "too long"
