@@ -19,9 +19,9 @@ WORKDIR /src
 RUN python3 -m venv /opt/pullthrough
 
 # The dependencies on their own: this layer is made again when they change, not with every change of the code. Those of the
-# extra `distributed` too, so that one image runs alone or among replicas: they are imported where `shared` says so only.
+# extras too, so that one image runs alone or among replicas, and intercepts: they are imported where that is configured.
 COPY pyproject.toml ./
-RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['distributed'], sep='\n')" \
+RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; print(*p['dependencies'], *e['distributed'], *e['intercept'], sep='\n')" \
         > requirements.txt \
     && /opt/pullthrough/bin/pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
 

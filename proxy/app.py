@@ -34,12 +34,12 @@ from proxy.server.api import ApiRequest, ApiResponse
 from proxy.server.gate import Gate
 from proxy.server.handlers import Handlers
 from proxy.server.house import House, lifetimes_table
-from proxy.server.listener import Listener
+from proxy.server.listener import Interceptor, Listener
 from proxy.server.pace import paces
 from proxy.server.refusals import Refusals
 from proxy.server.replicas import ReplicaListener
 from proxy.server.stats import Machine
-from proxy.settings import ConfigurationError, LimitSettings, Settings, applicable, needs_restart
+from proxy.settings import ConfigurationError, LimitSettings, ListenSettings, Settings, applicable, needs_restart
 from proxy.sharing import Shared, Sharing, StartError
 from proxy.storage.base import StorageError, Usage
 from proxy.storage.directory import CacheDirectory, open_directory
@@ -244,12 +244,26 @@ class Application:
             sockets = self._place.sockets[position] if self._place is not None else ()
             listener = Listener(
                 listen.address, partial(handlers.handle, listen.address), self._gate, sockets, listen.tls,
-                lambda: handlers.house.answers,
+                lambda: handlers.house.answers, self._interceptor(listen, handlers),
             )  # fmt: skip
             self._stack.push_async_callback(listener.close)
             await listener.start()
             self.listeners.append(listener)
         await self._listen_for_replicas(handlers)
+
+    def _interceptor(self, listen: ListenSettings, handlers: Handlers) -> Interceptor | None:
+        if listen.intercept is None:
+            return None
+        try:
+            from proxy.server.intercept import interceptor
+            from proxy.server.intercept_login import Logins
+        except ImportError as error:
+            raise StartError(f"`intercept` needs the extra `intercept`: {error.name} is not installed") from error
+        handlers.logins = handlers.logins or Logins()
+        return interceptor(
+            listen, listen.intercept, self._gate, lambda: self._settings, lambda: handlers.house.registries, self._tell,
+            self._clock,
+        )  # fmt: skip
 
     async def _listen_for_replicas(self, handlers: Handlers) -> None:
         key, address = self._shared.replica_key, self._settings.shared.listen

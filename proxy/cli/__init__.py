@@ -9,6 +9,7 @@ from proxy import __version__
 # By the names of their modules.
 _COMMANDS = (
     "serve", "check_config", "hosts_toml", "tags", "refresh", "purge", "hold", "release", "pin", "worker", "warm",
+    "ca",
 )  # fmt: skip
 
 

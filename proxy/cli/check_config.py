@@ -1,5 +1,6 @@
 """`pullthrough check-config`: is this file good?"""
 
+import datetime
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import click
 from proxy.cli.config import settings_or_exit
 from proxy.cli.warnings import configuration_warnings
 from proxy.server.tls import TLSError, check_files
-from proxy.settings import Settings
+from proxy.settings import InterceptSettings, Settings
 
 
 @click.command("check-config")
@@ -36,3 +37,22 @@ def _certificates(settings: Settings) -> Iterator[str]:
                 yield f"listen[{position}].tls: {error}"
             except OSError as error:
                 click.echo(f"warning: listen[{position}].tls: {error.filename}: {error.strerror}", err=True)
+        if listen.intercept is not None:
+            yield from _authority(f"listen[{position}].intercept", listen.intercept)
+
+
+def _authority(where: str, intercept: InterceptSettings) -> Iterator[str]:
+    for file in (intercept.ca_certificate, intercept.ca_key):
+        try:
+            file.read_bytes()
+        except OSError as error:
+            click.echo(f"warning: {where}: {file}: {error.strerror}", err=True)
+            return
+    try:
+        from proxy.server.intercept_ca import read_authority
+
+        read_authority(intercept.ca_certificate, intercept.ca_key, datetime.datetime.now(datetime.UTC))
+    except ImportError as error:
+        click.echo(f"warning: {where} needs the extra `intercept`: {error.name} is not installed", err=True)
+    except TLSError as error:
+        yield f"{where}: {error}"

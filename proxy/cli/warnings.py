@@ -64,7 +64,9 @@ def _repositories_of_nobody(settings: Settings) -> Iterator[str]:
 
 
 def _private_keys(settings: Settings) -> Iterator[str]:
-    for key in dict.fromkeys(listen.tls.key for listen in settings.listen if listen.tls is not None):
+    keys = [listen.tls.key for listen in settings.listen if listen.tls is not None]
+    keys += [listen.intercept.ca_key for listen in settings.listen if listen.intercept is not None]
+    for key in dict.fromkeys(keys):
         try:
             mode = key.stat().st_mode
         except OSError:

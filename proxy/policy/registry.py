@@ -44,6 +44,9 @@ class Asked:
     host: str
     name: str
     server_name: str = ""
+    # Its client knows of no proxy: the connection's own name is all that counts, and no other registry's content is
+    # given in it.
+    intercepted: bool = False
 
 
 def choose_repository(registries: Registries, allowed: Collection[str] | None, asked: Asked) -> Repository:
@@ -105,17 +108,28 @@ def parse_reference(registries: Registries, text: str) -> Reference:
     return Reference(Repository(registry, parse_name(name_at(registries, registry, name))), tag or None, digest)
 
 
+def registry_at(registries: Registries, host: str, server_name: str) -> str | None:
+    """The registry that a connection in its own name is for, by the Host (in lower case) or the TLS server name."""
+    names = (host, host_without_port(host), server_name)
+    return next((registries.names[name] for name in names if name in registries.names), None)
+
+
 def _registry(registries: Registries, asked: Asked) -> str:
+    if asked.intercepted:
+        if (own := registry_at(registries, asked.host, asked.server_name)) is None:
+            raise OCIError("NAME_UNKNOWN", "this is no name of a registry that is configured on this proxy")
+        return own
     if asked.ns is not None:
         registry = registries.names.get(asked.ns.lower())
         if registry is None:
             # The value is not repeated: it is the client's, of any length and content.
             raise OCIError("NAME_UNKNOWN", "the registry named by ns is not configured on this proxy")
         return registry
+    if (named := registry_at(registries, asked.host, asked.server_name)) is not None:
+        return named
     first = asked.name.partition("/")[0] if "/" in asked.name else ""
-    for name in (asked.host, host_without_port(asked.host), asked.server_name, first):
-        if name in registries.names:
-            return registries.names[name]
+    if first in registries.names:
+        return registries.names[first]
     if registries.default is None:
         raise OCIError("NAME_UNKNOWN", "the request names no registry and no upstream is the default")
     return registries.default

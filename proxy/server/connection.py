@@ -45,11 +45,23 @@ _TOO_MANY_HEADERS = "Too many headers received"
 class Connection(RequestHandler):
     """See above. `gate` is what it shares with the others."""
 
-    __slots__ = ("_body", "_gate", "_head_bytes", "_peer", "_refused", "_send_timer", "_timer", "_trailer_bytes")
+    __slots__ = (
+        "_body",
+        "_gate",
+        "_head_bytes",
+        "_peer",
+        "_refused",
+        "_send_timer",
+        "_timer",
+        "_trailer_bytes",
+        "intercepted",
+    )
 
     def __init__(self, manager: web.Server, gate: Gate, **options: Any) -> None:
         limits = gate.limits
         self._gate = gate
+        # Its client means to speak to a registry, and knows of no proxy.
+        self.intercepted = False
         self._peer = ""
         # It may not stay, whatever it asks.
         self._refused = False

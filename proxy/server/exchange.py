@@ -77,6 +77,12 @@ class Exchange:
         """The registry's configured name; empty until it was chosen."""
         return self.ask.repository.registry if self.ask is not None else self.chosen
 
+    async def take_turn(self, pace: Pace | None) -> None:
+        """Wait for the request's turn in its cluster. Raises Refused where that would take too long."""
+        if pace is not None:
+            self.pace = pace.of_bodies
+            await pace.turn()
+
     def finished(self, now: float) -> RequestFinished:
         """What is told of this exchange once it is over."""
         route, reference = self.route, ""

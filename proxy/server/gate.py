@@ -36,8 +36,11 @@ class Gate:
     def __len__(self) -> int:
         return len(self._admission)
 
-    def enter(self, guest: Guest, peer: str) -> Refused | None:
-        """May it stay? If not, what its first request is to be answered with. Raises ConnectionError: not even that."""
+    def enter(self, guest: Guest, peer: str, comes_again: bool = False) -> Refused | None:
+        """May it stay? If not, what its first request is to be answered with. Raises ConnectionError: not even that.
+
+        `comes_again`: the same connection will ask once more, as another guest, and is counted then.
+        """
         limits, client = self.limits, counted_as(parse_ip(peer), self.trusted)
         admitted = self._admission.admit(
             guest, client, limits.max_connections, limits.max_connections_per_client, self._now()
@@ -47,8 +50,10 @@ class Gate:
             admitted.closing.make_room()
         if admitted.refused is None:
             return None
-        self.refusals.add(admitted.refused, peer)
-        if len(self._told) >= _MOST_TOLD:
+        full = len(self._told) >= _MOST_TOLD
+        if full or not comes_again:
+            self.refusals.add(admitted.refused, peer)
+        if full:
             raise ConnectionError(admitted.refused)
         self._told.add(guest)
         return _excess(admitted.refused)

@@ -6,7 +6,7 @@ Each step either adds to the exchange or raises; `respond` turns what was raised
 import asyncio
 import logging
 from itertools import chain
-from typing import assert_never, cast
+from typing import Protocol, assert_never, cast
 
 from aiohttp import web
 
@@ -22,11 +22,11 @@ from proxy.policy.registry import Asked, choose_repository
 from proxy.server import passing
 from proxy.server.answers import Answer, Answers, Decision, Question, Ready, question, size_of
 from proxy.server.body import cut, send_head, send_source
+from proxy.server.connection import Connection
 from proxy.server.exchange import Exchange, Repeatable
 from proxy.server.fast import FastConnection
 from proxy.server.house import House
 from proxy.server.lists import answer_list
-from proxy.server.pace import Pace
 from proxy.server.push import body_limit, forward_push
 from proxy.server.refusals import Refusals, Refused, body_too_large, header_too_large
 from proxy.server.respond import BASIC_CHALLENGE, EVERY_ANSWER, error_response, oci_error, state_headers
@@ -43,11 +43,21 @@ _HEAD_DEADLINE = 25.0
 _BLOB_TYPE = "application/octet-stream"
 
 
+class Logins(Protocol):
+    """Answers log-ins of clients that know of no proxy (`intercept_login`)."""
+
+    async def answer(self, exchange: Exchange, house: House) -> web.StreamResponse | None:
+        """None for what is none. Raises UpstreamError or OCIError."""
+        ...
+
+
 class Handlers:
     """Answers requests of the distribution API. `house` may be replaced by another one; requests keep theirs."""
 
     def __init__(self, house: House, tell: Tell, refusals: Refusals, tallies: Tallies) -> None:
         self.house = house
+        # Where a listener intercepts.
+        self.logins: Logins | None = None
         self._tell = tell
         self._refusals = refusals
         self._tallies = tallies
@@ -130,12 +140,13 @@ class Handlers:
 
     async def _walk(self, exchange: Exchange) -> web.StreamResponse:
         request, house = exchange.request, self.house
-        if _header_size(request) > exchange.limits.max_header_size:
-            raise header_too_large(exchange.limits.max_header_size)
-        cluster = select_cluster(house.settings.clusters, exchange.client)
-        if cluster is None:
-            raise OCIError("DENIED", "this client belongs to no cluster of this proxy")
-        exchange.cluster = cluster
+        cluster = _admitted(exchange, house)
+        authorization = request.headers.get("Authorization", "")
+        intercepted = isinstance(request.protocol, Connection) and request.protocol.intercepted
+        if intercepted and self.logins is not None:
+            answered = await self.logins.answer(exchange, house)
+            if answered is not None:
+                return answered
         query = request.rel_url.query
         exchange.route = route = parse_route(
             request.method, request.rel_url.raw_path, query, pushes=cluster.push == "forward"
@@ -143,18 +154,14 @@ class Handlers:
         limit = body_limit(route, exchange.limits)
         if limit and (request.content_length or 0) > limit:
             raise body_too_large(limit)
-        authorization = request.headers.get("Authorization", "")
-        if not authorization.isascii():
-            # What is no text would go out as something else than it came, and be somebody else's.
-            raise OCIError("UNAUTHORIZED", "the Authorization of the request is not ASCII", status=400)
         if isinstance(route, Ping):
             return _ping(cluster, request.secure, authorization)
-        asked = Asked(query.get("ns"), exchange.client.host, route.name, exchange.client.server_name)
+        asked = Asked(query.get("ns"), exchange.client.host, route.name, exchange.client.server_name, intercepted)
         repository = choose_repository(house.registries, cluster.upstreams, asked)
         exchange.chosen = repository.registry
         check_repository(cluster, repository)
         if house.paces:
-            await _take_turn(exchange, house.paces.get(cluster.name))
+            await exchange.take_turn(house.paces.get(cluster.name))
         exchange.takes_basic = takes_basic(
             cluster.login, route.name != repository.name, request.secure, cluster.allow_plain_login
         )
@@ -270,18 +277,24 @@ class Handlers:
                 await self.house.blobs.damaged(route.digest)
 
 
+def _admitted(exchange: Exchange, house: House) -> ClusterSettings:
+    """The cluster of the request's client. Raises OCIError for what is refused whatever it asks for."""
+    if _header_size(exchange.request) > exchange.limits.max_header_size:
+        raise header_too_large(exchange.limits.max_header_size)
+    cluster = exchange.cluster = select_cluster(house.settings.clusters, exchange.client)
+    if cluster is None:
+        raise OCIError("DENIED", "this client belongs to no cluster of this proxy")
+    if not exchange.request.headers.get("Authorization", "").isascii():
+        # What is no text would go out as something else than it came, and be somebody else's.
+        raise OCIError("UNAUTHORIZED", "the Authorization of the request is not ASCII", status=400)
+    return cluster
+
+
 def _ping(cluster: ClusterSettings, secure: bool, authorization: str) -> web.Response:
     """`GET /v2/`: Docker's older store and podman's library log in only where it asks them to."""
     if takes_basic(cluster.login, False, secure, cluster.allow_plain_login) and is_empty_authorization(authorization):
         raise OCIError("UNAUTHORIZED", "this cluster logs in", headers={"WWW-Authenticate": BASIC_CHALLENGE})
     return web.Response(body=b"{}", content_type="application/json", headers=EVERY_ANSWER)
-
-
-async def _take_turn(exchange: Exchange, pace: Pace | None) -> None:
-    """Wait for the request's turn in its cluster. Raises Refused where that would take too long."""
-    if pace is not None:
-        exchange.pace = pace.of_bodies
-        await pace.turn()
 
 
 async def _head_only(exchange: Exchange, headers: dict[str, str]) -> web.StreamResponse:

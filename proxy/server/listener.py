@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -22,6 +22,26 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 class ListenError(Exception):
     """An address cannot be listened on. The message is one line for operators."""
+
+
+class Interceptor(Protocol):
+    """What stands before the connections of clients that know of no proxy (`intercept`)."""
+
+    async def start(self) -> None:
+        """Raises TLSError."""
+        ...
+
+    async def look(self, asked: bool = False) -> None:
+        """Take what its files hold now."""
+        ...
+
+    def entry(self, make: Callable[[bool], RequestHandler]) -> asyncio.Protocol:
+        """What a connection begins with; `make` makes that of a client which means a registry, or this proxy."""
+        ...
+
+    async def close(self) -> None:
+        """End what has no connection yet."""
+        ...
 
 
 class _Server(web.Server):
@@ -50,6 +70,7 @@ class Listener:
         sockets: Sequence[socket.socket] = (),
         tls: TLSSettings | None = None,
         table: Table | None = None,
+        interceptor: Interceptor | None = None,
     ) -> None:
         """`sockets`: those that listen on `address` already; without any, it makes its own.
 
@@ -59,6 +80,7 @@ class Listener:
         self._sockets = sockets
         self._servers: list[asyncio.Server] = []
         self._tls = ListenerTLS(address, tls) if tls is not None else None
+        self._interceptor = interceptor
         # Whoever closes a listener has waited for its bodies already; what still runs then is cut.
         self._runner = web.ServerRunner(_server(handler, gate, address, table), shutdown_timeout=_CUT_AFTER)
 
@@ -67,6 +89,8 @@ class Listener:
         await self._runner.setup()
         options: dict[str, Any] = {"backlog": _BACKLOG}
         try:
+            if self._interceptor is not None:
+                await self._interceptor.start()
             if self._tls is not None:
                 await self._tls.start()
                 options |= {
@@ -87,20 +111,28 @@ class Listener:
 
     async def reread(self) -> None:
         """Look at once whether certificates have changed."""
-        if self._tls is not None:
-            await self._tls.look(asked=True)
+        for certificates in (self._tls, self._interceptor):
+            if certificates is not None:
+                await certificates.look(asked=True)
 
     async def close(self) -> None:
         """Stop listening, close idle connections and end what still runs."""
         for server in self._servers:
             server.close()
-        if self._tls is not None:
-            await self._tls.close()
+        for certificates in (self._tls, self._interceptor):
+            if certificates is not None:
+                await certificates.close()
         await self._runner.cleanup()
 
-    def _connection(self) -> RequestHandler:
+    def _connection(self) -> asyncio.Protocol:
+        return self._made(False) if self._interceptor is None else self._interceptor.entry(self._made)
+
+    def _made(self, intercepted: bool) -> RequestHandler:
         assert self._runner.server is not None  # noqa: S101 - set up before it listens
-        return self._runner.server()
+        connection = self._runner.server()
+        if isinstance(connection, Connection):
+            connection.intercepted = intercepted
+        return connection
 
 
 def _server(handler: Handler, gate: Gate, address: Address, table: Table | None) -> _Server:

@@ -14,7 +14,7 @@ _LOG_INTERVAL = 60.0
 
 Reason = Literal[
     "malformed", "header-size", "url-length", "body-size", "header-timeout", "body-timeout", "send-timeout",
-    "connections", "client-connections", "made-room", "requests-per-second",
+    "connections", "client-connections", "made-room", "requests-per-second", "server-name",
 ]  # fmt: skip
 
 

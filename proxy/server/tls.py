@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,14 @@ class TLSConnection(ssl.SSLObject):
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
         except ssl.SSLError as error:
-            _log.debug("a TLS handshake failed: %s", _reason(error))
+            _log.debug("a TLS handshake failed: %s", reason_of(error))
             if not self.outgoing.pending:
                 raise
             self._failed = True
             raise ssl.SSLWantReadError from error
 
 
-class _Latest(ssl.SSLContext):
+class Latest(ssl.SSLContext):
     """What asyncio's server is given, and asks for each connection: the context that was made last."""
 
     made: ssl.SSLContext
@@ -82,7 +82,7 @@ class ListenerTLS:
     """The TLS of one listener. `context` is for asyncio's server, once this has started."""
 
     def __init__(self, address: Address, settings: TLSSettings) -> None:
-        self.context = _Latest(ssl.PROTOCOL_TLS_SERVER)
+        self.context = Latest(ssl.PROTOCOL_TLS_SERVER)
         self._address = address
         self._settings = settings
         # What the files held: when the context was made, when they last were no good, when that was last told.
@@ -146,12 +146,7 @@ def server_context(settings: TLSSettings) -> ssl.SSLContext:
 
     Blocks. Raises TLSError.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # A client that negotiates anew again and again costs far more than it pays.
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols(_ALPN)
-    context.sslobject_class = TLSConnection
+    context = bare_context()
     context.sni_callback = _keep_server_name
     _load_pair(context, settings)
     if settings.client_ca is not None:
@@ -164,6 +159,17 @@ def server_context(settings: TLSSettings) -> ssl.SSLContext:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
+    return context
+
+
+def bare_context() -> ssl.SSLContext:
+    """A context for a server, without a certificate: TLS 1.2 or later, HTTP/1.1."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A client that negotiates anew again and again costs far more than it pays.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(_ALPN)
+    context.sslobject_class = TLSConnection
     return context
 
 
@@ -217,7 +223,7 @@ def _which(certificate: Path, key: Path, error: ssl.SSLError) -> str:
         return f"{certificate} is no certificate (PEM)"
     if error.reason in {None, "PEM_LIB"}:
         return f"{key} is no private key (PEM)"
-    return f"{certificate} and {key} cannot be used: {_reason(error)}"
+    return f"{certificate} and {key} cannot be used: {reason_of(error)}"
 
 
 def _no_password() -> str:
@@ -234,7 +240,8 @@ def _load_client_ca(context: ssl.SSLContext, file: Path) -> None:
         raise TLSError(f"{file}: {error.strerror}") from error
 
 
-def _reason(error: ssl.SSLError) -> str:
+def reason_of(error: ssl.SSLError) -> str:
+    """In a few words."""
     return (error.reason or str(error)).lower().replace("_", " ")
 
 
@@ -243,8 +250,12 @@ def _files(settings: TLSSettings) -> list[Path]:
 
 
 def _contents(settings: TLSSettings) -> tuple[str, ...]:
+    return contents_of(_files(settings))
+
+
+def contents_of(files: Iterable[Path]) -> tuple[str, ...]:
     """What each file holds, as a hash, or why it cannot be read. Blocks."""
-    return tuple(_content(file) for file in _files(settings))
+    return tuple(_content(file) for file in files)
 
 
 def _content(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 from proxy.settings.bases import check_url
 from proxy.settings.changes import applicable, needs_restart
+from proxy.settings.intercept import InterceptSettings
 from proxy.settings.load import ConfigurationError, load_settings
 from proxy.settings.models import (
     BACKGROUND,
@@ -10,6 +11,7 @@ from proxy.settings.models import (
     ClusterSettings,
     CredentialSettings,
     LimitSettings,
+    ListenSettings,
     ManifestOverrides,
     ManifestSettings,
     MatchSettings,
@@ -29,7 +31,9 @@ __all__ = [
     "ClusterSettings",
     "ConfigurationError",
     "CredentialSettings",
+    "InterceptSettings",
     "LimitSettings",
+    "ListenSettings",
     "ManifestOverrides",
     "ManifestSettings",
     "MatchSettings",

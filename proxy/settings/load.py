@@ -140,8 +140,12 @@ def _credentials_in(folder: Path, credentials: CredentialSettings) -> Credential
 
 
 def _listener_in(folder: Path, listen: ListenSettings) -> ListenSettings:
-    if listen.tls is None:
-        return listen
-    files = {name: getattr(listen.tls, name) for name in ("certificate", "key", "client_ca")}
-    paths = {name: folder / file for name, file in files.items() if file is not None}
-    return listen.model_copy(update={"tls": listen.tls.model_copy(update=paths)})
+    update: dict[str, Any] = {}
+    if listen.tls is not None:
+        files = {name: getattr(listen.tls, name) for name in ("certificate", "key", "client_ca")}
+        paths = {name: folder / file for name, file in files.items() if file is not None}
+        update["tls"] = listen.tls.model_copy(update=paths)
+    if (found := listen.intercept) is not None:
+        paths = {"ca_certificate": folder / found.ca_certificate, "ca_key": folder / found.ca_key}
+        update["intercept"] = found.model_copy(update=paths)
+    return listen.model_copy(update=update)

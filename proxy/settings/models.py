@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from proxy.settings.bases import HttpUrl, Model, ProxyUrl, is_host
+from proxy.settings.intercept import InterceptSettings, TunnelTarget
 from proxy.settings.shared import SharedSettings
 from proxy.settings.units import Duration, ListenAddress, Percent, Size, parse_address
 
@@ -69,8 +70,26 @@ class TLSSettings(Model):
 
 
 class ListenSettings(Model):
+    """`intercept`: it speaks TLS in the registries' names, or, with `connect`, once a client has asked for one by
+    CONNECT; what it asks for else is tunnelled to where `tunnel` allows."""
+
     address: ListenAddress
     tls: TLSSettings | None = None
+    intercept: InterceptSettings | None = None
+    connect: bool = False
+    tunnel: tuple[TunnelTarget, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_kind_of_listener(self) -> Self:
+        if self.connect and self.intercept is None:
+            raise ValueError("connect needs an intercept: {ca_certificate, ca_key}")
+        if self.tunnel and not self.connect:
+            raise ValueError("tunnel is for a listener with connect: true")
+        if self.tls is not None and self.intercept is not None and not self.connect:
+            raise ValueError(
+                "a listener that intercepts has certificates of its own: leave out tls, or say connect: true"
+            )
+        return self
 
 
 class AdminSettings(Model):

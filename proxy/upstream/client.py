@@ -144,7 +144,7 @@ class Upstream:
     ) -> None:
         """`budgets`: who is told what its answers say of rate limits."""
         self.registry = registry
-        self._settings = settings
+        self.settings = settings
         self._base = URL(settings.url)
         self._tell = tell
         self._clock = clock
@@ -157,11 +157,11 @@ class Upstream:
         self.source = hashlib.sha256(f"{registry}\0{settings.url}".encode()).digest()[:16]
         self.parallel = settings.parallel
         self.credential = credential_source(registry, settings, clock)
-        self._auth = Authorizer(
+        self.auth = Authorizer(
             registry, settings.url, settings.token_realms, self.credential, self._ask_token_server, clock
         )
         # What changes an upstream goes another way: see there.
-        self.pushes = Pushes(registry, settings, self.pools, self._auth, tell, clock)
+        self.pushes = Pushes(registry, settings, self.pools, self.auth, tell, clock)
 
     async def start(self) -> None:
         """Get ready; no connection is opened. Raises OSError or ssl.SSLError where the `ca` file cannot be used."""
@@ -173,7 +173,7 @@ class Upstream:
 
     def is_like(self, other: "Upstream") -> bool:
         """Would requests to `other` go the same way with the same credential? Both are started."""
-        ours, theirs = (one._settings.model_dump(exclude=_NOT_OURS) for one in (self, other))
+        ours, theirs = (one.settings.model_dump(exclude=_NOT_OURS) for one in (self, other))
         # The file may be another one under the same name.
         return ours == theirs and self.pools.ca == other.pools.ca
 
@@ -184,7 +184,7 @@ class Upstream:
         Raises UpstreamRefused (401, 403), UpstreamMissing (404), UpstreamRejected (other 4xx), UpstreamFailure (no
         connection, no head in time, 429, 5xx), UpstreamInvalid, or UpstreamOffline.
         """
-        if self._settings.offline:
+        if self.settings.offline:
             raise UpstreamOffline(self.registry)
         async with self.pools.in_use():
             try:
@@ -204,15 +204,15 @@ class Upstream:
 
     async def _authorised(self, call: Call) -> tuple[Reply, aiohttp.ClientResponse]:
         """The call with a token: the one that is known, and where the upstream wants another, one fresh attempt."""
-        sent = await self._auth.known(call.principal, call.repository)
+        sent = await self.auth.known(call.principal, call.repository)
         response = await self._follow(call, sent)
-        if response.status == 401 and self._is_own(response.url):
+        if response.status == 401 and self.is_own(response.url):
             challenges = response.headers.getall("WWW-Authenticate", [])
             response.release()
-            sent = await self._auth.answer(challenges, call.principal, call.repository, sent)
+            sent = await self.auth.answer(challenges, call.principal, call.repository, sent)
             response = await self._follow(call, sent)
-        elif response.status == 403 and self._is_own(response.url):
-            other = await self._auth.after_denial(call.principal, call.repository, sent)
+        elif response.status == 403 and self.is_own(response.url):
+            other = await self.auth.after_denial(call.principal, call.repository, sent)
             if other is not None:
                 response.release()
                 response = await self._follow(call, other)
@@ -227,7 +227,7 @@ class Upstream:
             location = str(self._target(response))
             return Reply(self.registry, response, self._tell, location)
         if response.status < 300:
-            address = None if self._is_own(response.url) else str(response.url)
+            address = None if self.is_own(response.url) else str(response.url)
             return Reply(self.registry, response, self._tell, address=address)
         raise await self._error(call, response)
 
@@ -235,7 +235,7 @@ class Upstream:
         """Send, and follow redirects: with Authorization on the upstream's own origin, without it anywhere else."""
         url = self._url(call) if call.address is None else URL(call.address, encoded=True)
         for _ in range(_MOST_REDIRECTS):
-            if not self._is_own(url):
+            if not self.is_own(url):
                 # Nor with it again where that leads back: what is asked for there then is not the upstream's choice.
                 authorization = None
             response = await self._send(call, url, authorization)
@@ -243,7 +243,7 @@ class Upstream:
                 return response
             try:
                 url = self._target(response)
-                if not call.follow and not self._is_own(url):
+                if not call.follow and not self.is_own(url):
                     return response
             except BaseException:
                 response.release()
@@ -255,17 +255,17 @@ class Upstream:
         headers = dict(call.headers)
         if authorization is not None:
             headers["Authorization"] = authorization
-        session = self.pools.pool(call.pool, self._is_own(url))
+        session = self.pools.pool(call.pool, self.is_own(url))
         try:
             response = await session.request(
-                call.method, url, headers=headers, allow_redirects=False, proxy=self._settings.proxy
+                call.method, url, headers=headers, allow_redirects=False, proxy=self.settings.proxy
             )
         except NETWORK_ERRORS as error:
-            if (zone := refused_zone(error)) is not None and not self._is_own(url):
+            if (zone := refused_zone(error)) is not None and not self.is_own(url):
                 raise UpstreamInvalid(self._refusal("redirects to", url, zone)) from error
             failure = failure_of(error, self.registry)
             self._tell(UpstreamAnswered(self.registry, call.kind, call.method, failure.reason))
-            if not self._is_own(url):
+            if not self.is_own(url):
                 # The host of a redirect says nothing about the registry itself.
                 failure = UpstreamFailure("5xx", f"{failure}, at the address it redirected to")
             raise failure from error
@@ -274,11 +274,12 @@ class Upstream:
             self._tell(UpstreamAnswered(self.registry, call.kind, call.method, "timeout"))
             raise
         self._tell(UpstreamAnswered(self.registry, call.kind, call.method, str(response.status)))
-        if self._is_own(url):
+        if self.is_own(url):
             self._budgets.read(self.registry, call.principal, response.headers)
         return response
 
-    def _is_own(self, url: URL) -> bool:
+    def is_own(self, url: URL) -> bool:
+        """Is it of the upstream's own origin?"""
         return url.origin() == self._base.origin()
 
     def _url(self, call: Call) -> URL:
@@ -300,12 +301,12 @@ class Upstream:
             raise TargetRefused(f"{self.registry} redirects to something that is not a web address", "url")
         if response.url.scheme == "https" and target.scheme != "https":
             raise TargetRefused(f"{self.registry} redirects from https to http", "scheme")
-        self._check_target("redirects to", target)
+        self.check_target("redirects to", target)
         return target
 
-    def _check_target(self, verb: str, url: URL) -> None:
+    def check_target(self, verb: str, url: URL) -> None:
         """Raise TargetRefused for what the upstream may not lead to, as far as that is seen before a connection."""
-        if self._is_own(url):
+        if self.is_own(url):
             return
         why = target_refusal(url.raw_host or "", url.port or 0, self._base.port or 0, self.pools.reach)
         if why is not None:
@@ -319,17 +320,17 @@ class Upstream:
     async def _error(self, call: Call, response: aiohttp.ClientResponse) -> UpstreamError:
         status = response.status
         message = f"{self.registry} answered {status} for {call.kind} {call.repository.name}"
-        if status in {401, 403} and not self._is_own(response.url):
+        if status in {401, 403} and not self.is_own(response.url):
             # A signed address that is over, or a store that is set up wrong: nothing about the principal's rights.
             return UpstreamInvalid(f"{message}, at the address it redirected to", status)
         if status in {401, 403}:
             if status == 401:
                 # A 403 says that the credential is known, and not for this.
-                self._auth.refused(call.principal, call.repository)
-            challenge = self._auth.for_client(response.headers.getall("WWW-Authenticate", []))
+                self.auth.refused(call.principal, call.repository)
+            challenge = self.auth.for_client(response.headers.getall("WWW-Authenticate", []))
             return UpstreamRefused(status, message, challenge)
-        wait = retry_after(response.headers.get("Retry-After"), self._clock()) if self._is_own(response.url) else None
-        if status == 429 and self._is_own(response.url):
+        wait = retry_after(response.headers.get("Retry-After"), self._clock()) if self.is_own(response.url) else None
+        if status == 429 and self.is_own(response.url):
             return UpstreamFailure("429", message, retry_after=wait, status=status)
         if status >= 500 or status < 400 or status == 429:
             return UpstreamFailure("5xx", message, retry_after=wait, status=status)
@@ -344,8 +345,8 @@ class Upstream:
     async def _ask_token_server(self, request: TokenRequest) -> dict[str, object]:
         """Ask for a token; no redirect is followed. Raises UpstreamRefused or UpstreamFailure."""
         credential, realm = request.credential, URL(request.realm)
-        self._check_target("asks for tokens of", realm)
-        session = self.pools.pool("metadata", self._is_own(realm))
+        self.check_target("asks for tokens of", realm)
+        session = self.pools.pool("metadata", self.is_own(realm))
         try:
             if credential is not None and credential.identity_token:
                 # The form has one field for all scopes (distribution's OAuth2 specification), the query one for each.
@@ -353,18 +354,18 @@ class Upstream:
                     "scope": " ".join(value for name, value in request.parameters if name == "scope"),
                     "grant_type": "refresh_token", "refresh_token": credential.secret, "client_id": "pullthrough",
                 }  # fmt: skip
-                sending = session.post(realm, data=form, allow_redirects=False, proxy=self._settings.proxy)
+                sending = session.post(realm, data=form, allow_redirects=False, proxy=self.settings.proxy)
             else:
                 url = realm.update_query(list(request.parameters))
                 headers = {"Authorization": credential.basic} if credential is not None else {}
-                sending = session.get(url, headers=headers, allow_redirects=False, proxy=self._settings.proxy)
+                sending = session.get(url, headers=headers, allow_redirects=False, proxy=self.settings.proxy)
             async with sending as response:
                 self._tell(UpstreamAnswered(self.registry, "other", response.method, str(response.status)))
                 if speaks_of_pulls(response.headers):
                     self._budgets.read(self.registry, request.principal, response.headers)
                 return await self._token_answer(response)
         except NETWORK_ERRORS as error:
-            if (zone := refused_zone(error)) is not None and not self._is_own(realm):
+            if (zone := refused_zone(error)) is not None and not self.is_own(realm):
                 raise UpstreamInvalid(self._refusal("asks for tokens of", realm, zone)) from error
             failure = failure_of(error, self.registry)
             self._tell(UpstreamAnswered(self.registry, "other", "GET", failure.reason))

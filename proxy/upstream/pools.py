@@ -1,5 +1,6 @@
 """The connections to one upstream, each pool opened by its first request: one for blobs on their way into the cache,
-one for those that clients take past it, at a pace of their own, one for pushes, and one for everything else.
+one for those that clients take past it, at a pace of their own, one for pushes, one for clients' own log-ins, which
+nobody but they chooses, and one for everything else.
 
 Invariants:
 - Once retired, no connection is open while no request runs.
@@ -31,7 +32,7 @@ from proxy.upstream.errors import AddressRefused
 _READ_BUFFER = 512 * 1024
 
 
-Pool = Literal["metadata", "blobs", "passing", "push"]
+Pool = Literal["metadata", "blobs", "passing", "push", "login"]
 
 
 class Pools:

@@ -18,7 +18,7 @@ bin="${CLIENTS_BIN:-$(cd "$(dirname "$0")/../.." && pwd)/.clients/bin}"
 mkdir -p "$bin"
 
 packages=(docker-registry containerd runc docker.io docker-compose podman skopeo buildah debootstrap uidmap iptables openssl
-    chromium fonts-dejavu-core pngquant wrk hey nginx-light redis-server haproxy iproute2 prometheus)
+    chromium fonts-dejavu-core pngquant wrk hey nginx-light redis-server haproxy iproute2 prometheus curl)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

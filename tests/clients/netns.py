@@ -15,22 +15,24 @@ _BLOCKS = itertools.count(os.getpid() % 16_000)
 class Namespace:
     """A network namespace, joined to ours by a pair of interfaces; to be entered, and gone when it is left."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: str = "") -> None:
+        """`start`: the first two numbers of its addresses, where they are to be others."""
         block = next(_BLOCKS) % 16_000
         # An interface's name holds 15 characters.
         self.name = f"pt{os.getpid()}n{block}"[-15:]
         self._ours, self._theirs = f"pta{block}", f"ptb{block}"
-        start = f"198.{18 + block // 8192}.{block % 8192 // 32 % 256}"
+        start = f"{start or f'198.{18 + block // 8192}'}.{block % 8192 // 32 % 256}"
         last = block % 32 * 4
-        self._host, self.address = f"{start}.{last + 1}", f"{start}.{last + 2}"
+        self.host, self.address = f"{start}.{last + 1}", f"{start}.{last + 2}"
         # What runs a program inside; it becomes that program.
-        self.within = ("ip", "netns", "exec", self.name)
+        # Not `ip netns exec`, which hides what is mounted below /sys.
+        self.within = ("nsenter", f"--net=/run/netns/{self.name}")
 
     def __enter__(self) -> Self:
         try:
             run("ip", "netns", "add", self.name)
             run("ip", "link", "add", self._ours, "type", "veth", "peer", "name", self._theirs, "netns", self.name)
-            run("ip", "address", "add", f"{self._host}/30", "dev", self._ours)
+            run("ip", "address", "add", f"{self.host}/30", "dev", self._ours)
             run("ip", "link", "set", self._ours, "up")
             self._inside("ip", "address", "add", f"{self.address}/30", "dev", self._theirs)
             self._inside("ip", "link", "set", self._theirs, "up")

@@ -81,6 +81,11 @@ class Daemon:
                 words, env=environment(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     def wait_until(self, ready: Callable[[], bool], within: float = 30.0) -> None:
         """Poll until `ready`; fails at once, and cleans up, when the program ends before."""
         try:

@@ -47,13 +47,20 @@ class Request:
 
 
 class Upstream:
-    """A running registry with its storage below `directory`; it redirects blobs to `redirect_to`, if that is given.
+    """A running registry with its storage below `directory`, or at `storage`.
+
+    It redirects blobs to `redirect_to`, if that is given.
 
     `auth` is what its configuration says of a token server.
     """
 
     def __init__(
-        self, name: str, directory: Path, redirect_to: str | None = None, auth: Mapping[str, object] | None = None
+        self,
+        name: str,
+        directory: Path,
+        redirect_to: str | None = None,
+        auth: Mapping[str, object] | None = None,
+        storage: Path | None = None,
     ) -> None:
         self.name = name
         self.port = free_port()
@@ -62,7 +69,10 @@ class Upstream:
         document: dict[str, object] = {
             "version": "0.1",
             "log": {"level": "error"},
-            "storage": {"filesystem": {"rootdirectory": str(directory / "storage")}, "delete": {"enabled": True}},
+            "storage": {
+                "filesystem": {"rootdirectory": str(storage or directory / "storage")},
+                "delete": {"enabled": True},
+            },
             "http": {"addr": f"127.0.0.1:{self.port}", "secret": "only-for-tests"},
         }
         if redirect_to is not None:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from proxy.settings import Settings
+from proxy.telemetry.events import RequestFinished
 from tests.fakes.authority import Authority, Pair
 from tests.fakes.clock import LoopClock
+from tests.fakes.nodes import Signer
 from tests.fakes.proxy import Proxy, make_settings, running
 from tests.fakes.pushable import PushableRegistry
 from tests.fakes.registry import FakeRegistry
@@ -95,3 +97,17 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def server_pair(authority: Authority) -> Pair:
     """The proxy's own certificate."""
     return authority.server()
+
+
+@pytest.fixture(scope="session")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
+    """The authority by which listeners intercept."""
+    return Signer.made_in(tmp_path_factory.mktemp("nodes"))
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch) -> list[RequestFinished]:
+    """What access lines are written of, by proxies in this process."""
+    told: list[RequestFinished] = []
+    monkeypatch.setattr("proxy.app.log_access", told.append)
+    return told

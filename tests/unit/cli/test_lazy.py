@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from proxy.cli import _COMMANDS, main
 
 SHOWN = (
-    "check-config", "hold", "hosts-toml", "pin", "purge", "refresh", "release", "serve", "tags", "warm",
+    "ca", "check-config", "hold", "hosts-toml", "pin", "purge", "refresh", "release", "serve", "tags", "warm",
 )  # fmt: skip
 
 
