@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxy.server.intercept_ca import Authority, Pair, read_authority
-from proxy.server.tls import Latest, TLSConnection, TLSError, bare_context, contents_of, reason_of
+from proxy.server.tls import Latest, TLSConnection, TLSError, bare_context, contents_of, look_on, reason_of
 from proxy.settings import Address, InterceptSettings
 
 _log = logging.getLogger("pullthrough.server")
 
 # Seconds.
-_LOOK_EVERY = 5.0
 _LIFE = datetime.timedelta(days=1)
 # From here on operators are told that the authority ends.
 _ENDS_SOON = datetime.timedelta(days=30)
@@ -75,7 +74,7 @@ class Interception:
     async def start(self) -> None:
         """Read the authority and make all certificates, and anew from now on. Raises TLSError."""
         self._made = await self._make()
-        self._task = asyncio.create_task(self._watch(), name=f"certificates of {self._address}")
+        self._task = asyncio.create_task(look_on(self.look, self._address), name=f"certificates of {self._address}")
 
     async def close(self) -> None:
         """Make no more."""
@@ -128,14 +127,6 @@ class Interception:
         at = datetime.datetime.fromtimestamp(now, datetime.UTC)
         authority = read_authority(*self._files, at)
         return {name: _context(authority, name, at) for name in names}, authority.ends.timestamp()
-
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_EVERY)
-            try:
-                await self.look()
-            except Exception as error:  # noqa: BLE001 - no thread or descriptor left: the next look may have one
-                _log.error("the certificates of %s could not be made anew: %s", self._address, error)
 
     def _named(
         self, connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _context: ssl.SSLContext

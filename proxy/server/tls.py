@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import logging
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class ListenerTLS:
     async def start(self) -> None:
         """Read the files, and look at them from now on. Raises TLSError."""
         self._used, self.context.made = await asyncio.to_thread(self._read)
-        self._task = asyncio.create_task(self._watch(), name=f"certificates of {self._address}")
+        self._task = asyncio.create_task(look_on(self.look, self._address), name=f"certificates of {self._address}")
 
     async def close(self) -> None:
         """Look no more."""
@@ -131,14 +131,15 @@ class ListenerTLS:
         """What the files hold, and a context made of them or of what came after: the next look sees that. Blocks."""
         return _contents(self._settings), server_context(self._settings)
 
-    async def _watch(self) -> None:
-        """Look every few seconds, until cancelled."""
-        while True:
-            await asyncio.sleep(_LOOK_EVERY)
-            try:
-                await self.look()
-            except Exception as error:  # noqa: BLE001 - no thread or descriptor left: the next look may have one
-                _log.error("the certificate of %s could not be looked at: %s", self._address, error)
+
+async def look_on(look: Callable[[], Awaitable[None]], address: Address) -> None:
+    """Look at a listener's certificates every few seconds, until cancelled."""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY)
+        try:
+            await look()
+        except Exception as error:  # noqa: BLE001 - no thread or descriptor left: the next look may have one
+            _log.error("the certificates of %s could not be looked at: %s", address, error)
 
 
 def server_context(settings: TLSSettings) -> ssl.SSLContext:

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from proxy.server import intercept_tls
+from proxy.server import tls
 from proxy.server.intercept_ca import Authority, Pair, create_authority
 from proxy.server.intercept_tls import Interception
 from proxy.server.tls import TLSError
@@ -355,12 +355,12 @@ async def test_it_looks_by_itself(
             raise OSError("no file descriptor is left")
         enough.set()
 
-    monkeypatch.setattr(intercept_tls, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(tls, "_LOOK_EVERY", 0.0)
     monkeypatch.setattr(Interception, "look", look)
     interception = await house.start()
     async with asyncio.timeout(10):
         await enough.wait()
-    why = "the certificates of 0.0.0.0:443 could not be made anew: no file descriptor is left"
+    why = "the certificates of 0.0.0.0:443 could not be looked at: no file descriptor is left"
     assert told(caplog) == [f"ERROR {why}"]
     assert tasks() == ["certificates of 0.0.0.0:443"]
     await interception.close()
