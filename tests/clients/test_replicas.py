@@ -218,7 +218,11 @@ def moved(origin: CountingOrigin, replicas: Replicas) -> tuple[Pushed, Pushed]:
 
 @pytest.mark.parametrize("change", ["purge", "refresh"])
 def test_a_tag_is_purged_or_refreshed_at_one_replica(region: Region, three: Replicas, change: str) -> None:
-    """A second later no replica gives the old image any more, though each had it in memory; a purge costs one pull."""
+    """A second later no replica gives the old image any more, though each had it in memory.
+
+    A purge costs one pull, and for each replica another one at most: whoever asks in the moment between the record's
+    end and the repository's new generation finds nothing, and what it brings counts no more.
+    """
     old, new = moved(region.origin, three)
     pulls = region.origin.manifest_gets(new)
     with Watch(three, old) as watch:
@@ -233,7 +237,7 @@ def test_a_tag_is_purged_or_refreshed_at_one_replica(region: Region, three: Repl
         assert late < SOON
         watch.until(new.digest)
     # A refresh asks by itself, beside the client that comes at that moment.
-    assert region.origin.manifest_gets(new) - pulls <= (1 if change == "purge" else 2)
+    assert region.origin.manifest_gets(new) - pulls <= (1 + len(list(three)) if change == "purge" else 2)
 
 
 def test_a_tag_is_held_and_released(region: Region, three: Replicas) -> None:
