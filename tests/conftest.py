@@ -1,10 +1,12 @@
 """The guard that every hermetic test runs under, and the fakes."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from tests.fakes.clock import LoopClock
 from tests.fakes.registry import FakeRegistry, FakeStorage
 
 
@@ -15,6 +17,15 @@ def block_guard() -> Iterator[BlockBuster]:
         # The socket does not block, and the file is in the page cache.
         guard.functions["os.sendfile"].can_block_in("proxy/server/body.py", {"_send_at_once"})
         yield guard
+
+
+@pytest.fixture
+async def timers(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
+    """The clock that the timers of the test's loop go by, the proxy's and the clients'."""
+    loop = asyncio.get_running_loop()
+    clock = LoopClock(loop.time)
+    monkeypatch.setattr(loop, "time", clock)
+    return clock
 
 
 @pytest.fixture

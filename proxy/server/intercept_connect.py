@@ -9,7 +9,6 @@ Invariants:
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -228,8 +227,7 @@ class ConnectEntry(Entry):
             *(f"{name}: {value}" for name, value in error.headers.items()),
         ]  # fmt: skip
         transport.write("\r\n".join(lines).encode() + _END + body)
-        with contextlib.suppress(RuntimeError):
-            transport.resume_reading()
+        transport.resume_reading()
         if transport.can_write_eof():
             transport.write_eof()
         # Its client reads that, and closes.

@@ -58,7 +58,6 @@ class Entry(asyncio.Protocol):
         self.gate = gate
         self.beginnings = beginnings
         self.peer = ""
-        self.lost = False
         self._make = make
         # What is done for it, while nobody else has its transport.
         self.task: asyncio.Task[None] | None = None
@@ -80,7 +79,6 @@ class Entry(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         """See asyncio."""
-        self.lost = True
         self.leave()
         if self.task is not None:
             self.task.cancel()

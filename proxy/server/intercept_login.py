@@ -35,7 +35,7 @@ _log = logging.getLogger("pullthrough.server")
 
 # Seconds: how long it is remembered, how soon a registry that failed is asked again, and how long it is waited for.
 _LASTS, _AGAIN = 60.0, 5.0
-_ANSWERS_WITHIN, _IS_REMEMBERED = 5.0, 2.0
+_ANSWERS_WITHIN, _ANSWERS_WITHIN_IF_KNOWN = 5.0, 2.0
 # Forms with a refresh token, in bytes.
 _LONGEST_BODY = 64 * 1024
 _CONTENT = ("/manifests/", "/blobs/", "/tags/", "/referrers/")
@@ -114,7 +114,7 @@ class Logins:
             if not self._is_due(house, due):
                 return known or _NOTHING
             try:
-                limit = _ANSWERS_WITHIN if known is None else _IS_REMEMBERED
+                limit = _ANSWERS_WITHIN if known is None else _ANSWERS_WITHIN_IF_KNOWN
                 known, lasts = await login.ping(upstream, "", limit, house.tell), _LASTS
             except UpstreamFailure as error:
                 _log.debug("%s", error)

@@ -135,6 +135,7 @@ class Interception:
         found = self._made.contexts.get(name)
         # There may be one still for a name that is configured no longer.
         if found is None or name not in self._names():
+            _log.debug("%s: a client asked for %.253r, which is no registry", self._address, name)
             self._refused()
             return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
         if isinstance(connection, TLSConnection):

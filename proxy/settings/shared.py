@@ -10,18 +10,17 @@ from proxy.settings.bases import HttpUrl, Model
 from proxy.settings.units import ListenAddress, parse_address
 
 _METADATA = frozenset({"redis", "rediss", "valkey", "valkeys"})
-_SENTINEL, _CLUSTER = "+sentinel", "+cluster"
+_SENTINEL = "sentinel"
+_KINDS = frozenset({"", _SENTINEL, "cluster"})
 _BLOBS = frozenset({"s3", "gs", "az"})
 
 
 def _metadata_url(value: str) -> str:
     parts = urlsplit(value)
-    if (
-        parts.scheme.removesuffix(_SENTINEL).removesuffix(_CLUSTER) not in _METADATA
-        or not parts.netloc.rpartition("@")[2]
-    ):
+    scheme, _, kind = parts.scheme.partition("+")
+    if scheme not in _METADATA or kind not in _KINDS or not parts.netloc.rpartition("@")[2]:
         raise ValueError("not a redis:// or rediss:// URL")
-    if parts.scheme.endswith(_SENTINEL) and not parts.path.strip("/"):
+    if kind == _SENTINEL and not parts.path.strip("/"):
         raise ValueError("no name of a master: redis+sentinel://one:26379,two:26379/NAME")
     return value
 

@@ -79,9 +79,10 @@ async def link(way: Way) -> AsyncIterator[Link]:
 async def test_a_command_that_is_not_answered_is_its_own_affair(link: Link) -> None:
     """As long as pings are, the others go on."""
     slow = asyncio.create_task(link.ask(lambda client: client.blpop(["nothing"], 0)))
-    while not slow.done():
-        await asyncio.sleep(0.1)
-        assert await link.ask(lambda client: client.get("anything")) is None
+    async with asyncio.timeout(30):
+        while not slow.done():
+            await asyncio.sleep(0.1)
+            assert await link.ask(lambda client: client.get("anything")) is None
     with pytest.raises(Away):
         await slow
     assert link.up
@@ -96,8 +97,9 @@ async def test_a_way_that_carries_pings_only(link: Link, way: Way) -> None:
     assert time.monotonic() - began < 10
     assert not link.up
     way.loses.clear()
-    while not link.up:
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(30):
+        while not link.up:
+            await asyncio.sleep(0.05)
     assert await link.ask(lambda client: client.get("anything")) is None
 
 

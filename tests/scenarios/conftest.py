@@ -10,7 +10,6 @@ import pytest
 from proxy.settings import Settings
 from proxy.telemetry.events import RequestFinished
 from tests.fakes.authority import Authority, Pair
-from tests.fakes.clock import LoopClock
 from tests.fakes.nodes import Signer
 from tests.fakes.proxy import Proxy, make_settings, running
 from tests.fakes.pushable import PushableRegistry
@@ -69,15 +68,6 @@ async def proxy(settings: MakeSettings) -> AsyncIterator[Proxy]:
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     """How far the requests came of proxies that start after it."""
     return count_requests(monkeypatch)
-
-
-@pytest.fixture
-async def timers(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
-    """The clock that the timers of the test's loop go by, the proxy's and the clients'."""
-    loop = asyncio.get_running_loop()
-    clock = LoopClock(loop.time)
-    monkeypatch.setattr(loop, "time", clock)
-    return clock
 
 
 @pytest.fixture

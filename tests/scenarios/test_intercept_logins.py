@@ -72,6 +72,18 @@ async def ping(proxy: Proxy, trust: ssl.SSLContext, **headers: str) -> Node:
     return node
 
 
+def hold(registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """It answers nothing more until that is set."""
+    opened, answer = asyncio.Event(), registry.answer
+
+    async def held(request: web.BaseRequest) -> web.StreamResponse:
+        await opened.wait()
+        return await answer(request)
+
+    monkeypatch.setattr(registry, "answer", held)
+    return opened
+
+
 # Pings.
 
 
@@ -100,13 +112,7 @@ async def test_many_clients_at_once(
     by_name: Proxy, bearer: FakeRegistry, trust: ssl.SSLContext, counts: Counts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The registry is asked once for all of them, and all are told the same."""
-    opened, answer = asyncio.Event(), bearer.answer
-
-    async def held(request: web.BaseRequest) -> web.StreamResponse:
-        await opened.wait()
-        return await answer(request)
-
-    monkeypatch.setattr(bearer, "answer", held)
+    opened = hold(bearer, monkeypatch)
     asking = asyncio.gather(*(ping(by_name, trust) for _ in range(20)))
     await until(lambda: len(counts.walked) == 20)
     await until(lambda: pings(bearer) == 1)
@@ -120,13 +126,7 @@ async def test_a_client_that_leaves_while_it_is_asked(
     by_name: Proxy, bearer: FakeRegistry, trust: ssl.SSLContext, counts: Counts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Takes nothing from the others, who wait for the same."""
-    opened, answer = asyncio.Event(), bearer.answer
-
-    async def held(request: web.BaseRequest) -> web.StreamResponse:
-        await opened.wait()
-        return await answer(request)
-
-    monkeypatch.setattr(bearer, "answer", held)
+    opened = hold(bearer, monkeypatch)
     first = await Node.by_name(by_name, trust)
     await first.send(f"GET /v2/ HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode())
     await until(lambda: pings(bearer) == 1)
@@ -274,15 +274,10 @@ async def test_nobody_waits_for_a_registry_that_is_slow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """What it said last is told at once to all but the one who asks, and to that one after two seconds."""
-    clock, answer = real_clock(), bearer.answer
-
-    async def hangs(request: web.BaseRequest) -> web.StreamResponse:
-        await asyncio.Event().wait()
-        return await answer(request)
-
+    clock = real_clock()
     async with running(settings(listen=[signer.listener()]), clock) as proxy:
         assert (await ping(proxy, trust)).status == 401
-        monkeypatch.setattr(bearer, "answer", hangs)
+        hold(bearer, monkeypatch)
         clock.advance(61)
         before = pings(bearer)
         slow = asyncio.create_task(ping(proxy, trust))

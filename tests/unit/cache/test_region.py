@@ -94,15 +94,6 @@ async def one(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fixture]:
     await fixture.stack.aclose()
 
 
-@pytest.fixture
-async def timers(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
-    """The time that patience and distrust go by."""
-    loop = asyncio.get_running_loop()
-    clock = LoopClock(loop.time)
-    monkeypatch.setattr(loop, "time", clock)
-    return clock
-
-
 async def brought(place: Place, span: tuple[int, int] | None = (0, len(BLOB))) -> bytes:
     """What a place sends of a range, up to where it fails."""
     received = bytearray()

@@ -71,6 +71,8 @@ def test_where_metadata_may_be(load: Load, url: str) -> None:
         (f"metadata: 'redis://:{PASSWORD}@[x', secret_file: s", "shared.metadata"),
         (f"metadata: ['{VALKEY}'], secret_file: s", "shared.metadata"),
         (f"metadata: 'redis+sentinel://:{PASSWORD}@one.test', secret_file: s", "shared.metadata"),
+        (f"metadata: 'redis+cluster+sentinel://:{PASSWORD}@one.test/main', secret_file: s", "shared.metadata"),
+        (f"metadata: 'redis+other://:{PASSWORD}@one.test/main', secret_file: s", "shared.metadata"),
         (f"metadata: 'redis+sentinel://:{PASSWORD}@one.test/', secret_file: s", "shared.metadata"),
         (f"blobs: 'https://key:{PASSWORD}@bucket'", "shared.blobs"),
         (f"blobs: 's3:///{PASSWORD}'", "shared.blobs"),

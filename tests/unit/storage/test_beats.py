@@ -22,9 +22,10 @@ class Counted:
         self.beats: list[str] = []
         self.came = threading.Event()
         self.error: Exception | None = None
-        self.closed = 0
+        self.connected = self.closed = 0
 
     def connect(self) -> Any:
+        self.connected += 1
         return self
 
     async def close(self) -> None:
@@ -42,6 +43,25 @@ class Counted:
         for _ in range(count):
             self.came.clear()
             assert await asyncio.to_thread(self.came.wait, 10)
+
+
+class Looks:
+    """The time, and how often the thread has looked at it."""
+
+    def __init__(self) -> None:
+        self._looked = threading.Semaphore(0)
+
+    def monotonic(self) -> float:
+        if threading.current_thread().name.startswith("beats"):
+            self._looked.release()
+        return time.monotonic()
+
+    async def some(self, count: int) -> None:
+        """Wait for as many more."""
+        while self._looked.acquire(blocking=False):
+            pass
+        for _ in range(count):
+            assert await asyncio.to_thread(self._looked.acquire, timeout=10)
 
 
 @pytest.fixture
@@ -71,13 +91,15 @@ async def test_it_goes_on_while_the_loop_is_busy(server: Counted, beating: Beats
 async def test_a_loop_that_hangs_is_as_good_as_dead(
     server: Counted, beating: Beats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is heard of it from a minute on, until it is seen again."""
+    """However often the thread looks, nothing is heard of it from then on, until it is seen again."""
     await server.some(1)
+    looks = Looks()
+    monkeypatch.setattr(beats, "time", looks)
     monkeypatch.setattr(beats, "_HUNG", -1.0)
     # One may be under way.
-    await asyncio.to_thread(time.sleep, 0.05)
+    await looks.some(2)
     before = len(server.beats)
-    await asyncio.to_thread(time.sleep, 0.1)
+    await looks.some(3)
     assert len(server.beats) == before
     monkeypatch.setattr(beats, "_HUNG", 60.0)
     await server.some(2)
@@ -119,9 +141,9 @@ async def test_nothing_comes_after_the_end(server: Counted) -> None:
         await server.some(waits)
         await beating.close()
         before = len(server.beats)
-        await asyncio.to_thread(time.sleep, 0.05)
+        await gone()
         assert len(server.beats) == before
-    assert server.closed == 2
+    assert server.closed == server.connected >= 1
     await Beats(server.connect, server.beat).close()
     await gone()
 
@@ -176,8 +198,7 @@ async def test_a_thread_that_cannot_run(
 
 async def gone() -> None:
     """Wait for the end of all threads of beats."""
-    for _ in range(1000):
-        if not [one for one in threading.enumerate() if one.name.startswith("beats")]:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("a thread goes on")
+    for one in threading.enumerate():
+        if one.name.startswith("beats"):
+            await asyncio.to_thread(one.join, 10)
+            assert not one.is_alive(), "a thread goes on"
